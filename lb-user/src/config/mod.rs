@@ -1,0 +1,212 @@
+//! What is meant: a configuration in which nothing can be wrong.
+//!
+//! [`Config::check`] is the only way to one. It takes what was written ([`RawConfig`]), fills in
+//! what was left out and refuses, with one [`Error`], anything that could not work. What works but
+//! deserves a word is in [`Config::warnings`].
+
+mod check;
+mod diff;
+mod edit;
+mod error;
+mod parse;
+pub mod raw;
+mod words;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_common::abi::{self, Ticks, limits};
+
+pub use diff::differences;
+pub use edit::{BackendSet, Edit, ServiceSet};
+pub use error::Error;
+pub use parse::ServiceEndpoint;
+pub use raw::RawConfig;
+pub use words::{Algorithm, Mode, Protocol, State, XdpMode};
+
+/// A checked configuration, for this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The interfaces to attach to.
+    pub interfaces: Vec<Interface>,
+    /// Sizes of the maps.
+    pub sizes: Sizes,
+    /// Which packets become events.
+    pub events: Events,
+    /// The services, in the order of the file.
+    pub services: Vec<Service>,
+    /// What works but deserves a word: a line each.
+    pub warnings: Vec<String>,
+    /// Keeps others from making one unchecked.
+    checked: (),
+}
+
+impl Config {
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.name == name)
+    }
+}
+
+/// An interface to attach to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// Where the program is attached.
+    pub xdp_mode: XdpMode,
+}
+
+/// Entries of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Services, id 0 included.
+    pub services: u32,
+    /// Backends, id 0 included.
+    pub backends: u32,
+    /// Service addresses and `nat` backends.
+    pub endpoints: u32,
+    /// Confirmed flows.
+    pub flows: u32,
+    /// Flows not yet confirmed.
+    pub new_flows: u32,
+    /// Conversations opened directly with a backend.
+    pub direct: u32,
+    /// Addresses of this host.
+    pub locals: u32,
+    /// Attached interfaces.
+    pub interfaces: u32,
+    /// Bytes of the event ring.
+    pub event_bytes: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: limits::SERVICES,
+            backends: limits::BACKENDS,
+            endpoints: limits::ENDPOINTS,
+            flows: limits::FLOWS,
+            new_flows: limits::NEW_FLOWS,
+            direct: limits::DIRECT,
+            locals: limits::LOCALS,
+            interfaces: limits::INTERFACES,
+            event_bytes: limits::EVENT_BYTES,
+        }
+    }
+}
+
+/// Of so many one becomes an event; 0: none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Events {
+    /// New flows.
+    pub sample_new_flows: u32,
+    /// Dropped packets.
+    pub sample_drops: u32,
+}
+
+impl Default for Events {
+    fn default() -> Self {
+        Self {
+            sample_new_flows: 1000,
+            sample_drops: 100,
+        }
+    }
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name; the seed of its choices.
+    pub name: String,
+    /// Its addresses on this node, at least one, all of one family.
+    pub addresses: Vec<IpAddr>,
+    /// Its port, not 0.
+    pub port: u16,
+    /// Its protocol.
+    pub protocol: Protocol,
+    /// How packets are forwarded.
+    pub mode: Mode,
+    /// How backends are chosen.
+    pub algorithm: Algorithm,
+    /// Cells of its lookup table.
+    pub slots: u32,
+    /// Whether the agent puts its addresses on the attached interfaces.
+    pub placement: Placement,
+    /// Idle times of its flows.
+    pub timeouts: Timeouts,
+    /// Its backends.
+    pub backends: Vec<Backend>,
+}
+
+impl Service {
+    /// Where it is, in words: `203.0.113.10:80/tcp`, of several addresses the first.
+    pub fn place(&self) -> String {
+        format!(
+            "{}/{}",
+            SocketAddr::new(self.addresses[0], self.port),
+            self.protocol
+        )
+    }
+}
+
+/// Who puts a service's addresses on this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// The agent.
+    Agent,
+    /// Somebody else, or nobody (`no_address`).
+    Others,
+}
+
+/// A backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its address and port; in `dsr-l2` the service's port.
+    pub address: SocketAddr,
+    /// Its share, relative to the others'.
+    pub weight: u16,
+    /// Whether it takes packets.
+    pub state: State,
+}
+
+/// Idle times after which a flow is forgotten.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// TCP, handshake not finished.
+    pub half_open: Duration,
+    /// TCP, established.
+    pub established: Duration,
+    /// TCP, after FIN or RST.
+    pub closing: Duration,
+    /// UDP.
+    pub udp: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            half_open: Duration::from_secs(10),
+            established: Duration::from_secs(350),
+            closing: Duration::from_secs(10),
+            udp: Duration::from_secs(30),
+        }
+    }
+}
+
+impl Timeouts {
+    /// As the maps hold them.
+    pub fn abi(&self) -> abi::Timeouts {
+        abi::Timeouts {
+            half_open: Ticks::from_duration(self.half_open),
+            established: Ticks::from_duration(self.established),
+            closing: Ticks::from_duration(self.closing),
+            udp: Ticks::from_duration(self.udp),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

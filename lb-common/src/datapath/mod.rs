@@ -1,0 +1,3 @@
+//! What happens to a packet.
+
+pub mod select;

@@ -4,4 +4,5 @@
 //! maps should hold, and [`plan`] says what must change for it; `kernel` and `network` carry it
 //! out.
 
+pub mod network;
 pub mod plan;

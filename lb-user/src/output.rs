@@ -12,7 +12,7 @@ use crate::api::{
 /// A table with these heads; those that begin with `>` are columns of numbers.
 fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
-    table.load_preset(NOTHING);
+    table.load_style(NOTHING);
     table.set_header(heads.iter().map(|head| head.trim_start_matches('>')));
     for (index, head) in heads.iter().enumerate() {
         if let Some(column) = table.column_mut(index) {

@@ -125,10 +125,10 @@ shared! {
     pub struct Settings, 16 bytes {
         /// [`crate::abi::ABI_VERSION`] of the program that made the maps.
         pub abi_version: u32,
-        /// Every so many new flows one becomes an event; 0: none.
-        pub sample_new_flows: u32,
-        /// Every so many drops one becomes an event; 0: none.
-        pub sample_drops: u32,
+        /// Shortest time between two new-flow events on one CPU; `u32::MAX`: none are sent.
+        pub new_flow_spacing: Ticks,
+        /// Shortest time between two drop events on one CPU; `u32::MAX`: none are sent.
+        pub drop_spacing: Ticks,
         /// Zero.
         pub reserved: u32,
     }

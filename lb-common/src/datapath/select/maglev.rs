@@ -7,7 +7,9 @@
 //! share its weight gives it of all cells, to the cell (largest remainders).
 
 use super::hash;
-use crate::abi::{Address, BackendId, Port};
+#[cfg(any(test, feature = "host"))]
+use crate::abi::BackendId;
+use crate::abi::{Address, Port};
 
 /// The cell of a client's flow in a table of `size` cells. Later attempts choose anew.
 #[inline(always)]

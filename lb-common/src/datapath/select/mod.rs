@@ -4,10 +4,16 @@
 //! Each algorithm is one file with `pick`, run for a new flow, beside the `build` that fills the
 //! table it picks from.
 
+mod choose;
+mod hash;
 pub mod maglev;
 pub mod round_robin;
 
-use crate::abi::{Algorithm, BackendId};
+pub use choose::{Choice, backend};
+
+#[cfg(any(test, feature = "host"))]
+use crate::abi::Algorithm;
+use crate::abi::{Address, BackendId, Port};
 
 /// A backend that may get slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +49,7 @@ pub fn build(algorithm: Algorithm, size: u32, candidates: &[Candidate]) -> Vec<B
 }
 
 /// A backend's identity: a hash of its address and port that no node, restart or version changes.
-pub fn identity(address: crate::abi::Address, port: crate::abi::Port) -> u64 {
+pub fn identity(address: Address, port: Port) -> u64 {
     let mut hash = hash::Fnv::new();
     hash.bytes(&address.0);
     hash.bytes(&port.0);
@@ -57,5 +63,3 @@ pub fn seed(name: &str) -> u32 {
     let whole = hash.finish();
     (whole ^ (whole >> 32)) as u32
 }
-
-pub mod hash;

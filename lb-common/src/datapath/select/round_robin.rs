@@ -1,6 +1,7 @@
 //! Round-robin: each new flow takes the next cell of a wheel on which every backend stands as
 //! often as its weight says, spread evenly.
 
+#[cfg(any(test, feature = "host"))]
 use crate::abi::BackendId;
 
 /// The cell of the flow that drew `ticket`, in a wheel of `size` cells. Later attempts look at the

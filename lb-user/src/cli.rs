@@ -159,6 +159,9 @@ pub struct Run {
     /// How to attach to them
     #[arg(long, default_value = "auto", value_name = "MODE", hide = true)]
     pub xdp_mode: XdpMode,
+    /// Leave the terminal's session
+    #[arg(long, hide = true)]
+    pub background: bool,
 }
 
 /// What an agent may do to its host.

@@ -4,5 +4,7 @@
 //! maps should hold, and [`plan`] says what must change for it; `kernel` and `network` carry it
 //! out.
 
+pub mod events;
+pub mod kernel;
 pub mod network;
 pub mod plan;

@@ -46,7 +46,7 @@ pub fn direction<'t, T: Tables, F: Flows>(
     };
     if let Some(endpoint) = tables.endpoint(&to) {
         if endpoint.role == Role::SERVICE {
-            return match parsed.irregular {
+            return match parsed.irregular() {
                 Some(reason) => Err(reason),
                 None => Ok(Direction::ToBackend(endpoint)),
             };
@@ -116,7 +116,7 @@ fn answer<'t, T: Tables, F: Flows>(
         let key = flow_key(parsed.destination, parsed.destination_port, endpoint);
         if let Some((_, flow)) = flows.find(&key) {
             if flow.backend == endpoint.backend {
-                return match parsed.irregular {
+                return match parsed.irregular() {
                     Some(reason) => Err(reason),
                     None => Ok(Direction::ToClient(Answer {
                         endpoint,
@@ -161,7 +161,7 @@ fn without_flow<'t, T: Tables, F: Flows>(
     if is_direct(&conversation, endpoint, tables, flows) {
         return Err(Reason::DirectFromBackend);
     }
-    if let Some(reason) = parsed.irregular {
+    if let Some(reason) = parsed.irregular() {
         return Err(reason);
     }
     if parsed.protocol == ip::TCP && parsed.flags & (SYN | ACK) == SYN {

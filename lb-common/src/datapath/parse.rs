@@ -66,9 +66,20 @@ pub struct Parsed {
     pub length: u16,
     /// TOS or traffic class, for routing.
     pub tos: u8,
+    /// See [`Self::irregular`]: the reason's number, 0 for none.
+    irregular: u8,
+}
+
+impl Parsed {
     /// Why it is not forwarded although it has ports: it is a first fragment, or has options or
     /// extension headers. Its ports are the only thing known of its payload.
-    pub irregular: Option<Reason>,
+    #[inline(always)]
+    pub const fn irregular(&self) -> Option<Reason> {
+        match self.irregular {
+            0 => None,
+            number => Reason::from_number(number),
+        }
+    }
 }
 
 impl Default for Parsed {
@@ -85,7 +96,7 @@ impl Default for Parsed {
             acknowledgement: [0; 4],
             length: 0,
             tos: 0,
-            irregular: None,
+            irregular: 0,
         }
     }
 }
@@ -117,7 +128,7 @@ pub fn packet<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<(), Reason> 
         Family::V6 => v6(packet, parsed)?,
     };
     parsed.protocol = layer.protocol;
-    parsed.irregular = layer.irregular;
+    parsed.irregular = layer.irregular.map_or(0, |reason| reason as u8);
     match (layer.irregular, layer.protocol) {
         (None, ip::TCP) => tcp(packet, parsed, layer.end),
         (None, ip::UDP) => udp(packet, parsed, layer.end),

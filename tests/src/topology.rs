@@ -227,6 +227,12 @@ impl Network {
         Ok(network)
     }
 
+    /// How many interfaces the balancer has.
+    #[must_use]
+    pub const fn arms(&self) -> Arms {
+        self.arms
+    }
+
     /// The interfaces to attach the load balancer to.
     #[must_use]
     pub const fn interfaces(&self) -> &'static [&'static str] {

@@ -1,2 +1,79 @@
-//! Placeholder.
+//! The XDP program of the load balancer: the data path of `lb_common` over a frame and the maps.
+//!
+//! On any other target than BPF this is an empty program, so that checks of the whole workspace
+//! and editors, which compile for the host, see every line without linking it.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+mod emit;
+mod packet;
+mod tables;
+
+use aya_ebpf::{Global, macros::xdp, programs::XdpContext};
+use aya_log_ebpf::info;
+use lb_common::{
+    abi::Reason,
+    datapath::{self, Verdict},
+};
+
+use crate::{packet::XdpPacket, tables::BpfTables};
+
+/// Not 0: rare packets are written to the log. Set by the agent when it loads the program, so that
+/// the verifier removes the log's code where it is 0.
+#[expect(unsafe_code, reason = "the agent finds the variable by its name")]
+#[unsafe(no_mangle)]
+static LOG_LEVEL: Global<u8> = Global::new(0);
+
+/// A frame's way through the load balancer.
+#[xdp]
+fn lb(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(ctx.ctx);
+    let tables = BpfTables::new(ctx.ctx);
+    let mut flows = BpfTables::new(ctx.ctx);
+    let Some(parsed) = tables::parsed() else {
+        return emit::action(Verdict::Pass);
+    };
+    let (verdict, reason) = datapath::process(&mut packet, parsed, &tables, &mut flows);
+    if LOG_LEVEL.load() != 0 && is_rare(reason) {
+        info!(
+            &ctx,
+            "reason {} on interface {}",
+            reason as u8,
+            ctx.ingress_ifindex()
+        );
+    }
+    emit::action(verdict)
+}
+
+/// Whether a packet that leaves for this reason is worth a line: something is missing that should
+/// be there.
+fn is_rare(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::NoBackend
+            | Reason::NoService
+            | Reason::BackendUnresolved
+            | Reason::ClientUnresolved
+            | Reason::ToBackendViaKernel
+            | Reason::AmbiguousAnswer
+            | Reason::ConversationTaken
+    )
+}
+
+#[cfg(target_arch = "bpf")]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+/// The kernel lends some helpers only to programs under a licence that includes the GPL.
+#[cfg(target_arch = "bpf")]
+#[expect(
+    unsafe_code,
+    reason = "the kernel looks for this section, which holds nothing else"
+)]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(target_arch = "bpf"))]
 fn main() {}

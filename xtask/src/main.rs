@@ -1,2 +1,5 @@
 //! Placeholder.
+#[expect(dead_code, reason = "setup uses it next")]
+mod toolchain;
+
 fn main() {}

@@ -1,0 +1,119 @@
+//! What happens to a packet, as one pure function over a [`Packet`], the agent's [`Tables`] and the
+//! data path's own [`Flows`].
+//!
+//! Compiled twice: into the XDP program and into host code, which tests, fuzzing and tracing run.
+//! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`].
+
+pub mod classify;
+mod packet;
+pub mod parse;
+pub mod rewrite;
+pub mod select;
+mod tables;
+pub mod track;
+
+pub use packet::Packet;
+pub use tables::{Began, Flows, Report, Stage, Tables};
+
+use crate::{
+    abi::{BackendId, EventKind, Fate, Reason, ServiceId},
+    datapath::{classify::Direction, parse::Parsed},
+};
+
+/// What the driver does with the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Verdict {
+    /// To the kernel's stack.
+    Pass,
+    /// Nowhere.
+    Drop,
+    /// Out of the interface it came in on.
+    Transmit,
+    /// Out of the interface with this index.
+    Redirect(u32),
+}
+
+/// A packet of a service that goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Where to.
+    pub verdict: Verdict,
+    /// Its counter.
+    pub reason: Reason,
+}
+
+/// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
+/// working memory, whatever it holds.
+#[inline(always)]
+pub fn process<P: Packet, T: Tables, F: Flows>(
+    packet: &mut P,
+    parsed: &mut Parsed,
+    tables: &T,
+    flows: &mut F,
+) -> (Verdict, Reason) {
+    let (ifindex, length) = (packet.ifindex(), packet.length());
+    let sent = match parse::packet(packet, parsed) {
+        Ok(()) => match forward(packet, parsed, length, tables, flows) {
+            Ok(sent) => sent,
+            Err(reason) => stop(reason, parsed, ifindex, flows),
+        },
+        Err(reason) => Sent {
+            verdict: Verdict::Pass,
+            reason,
+        },
+    };
+    flows.count(ifindex, sent.reason, length);
+    (sent.verdict, sent.reason)
+}
+
+/// The way of a packet that has ports.
+#[inline(always)]
+fn forward<P: Packet, T: Tables, F: Flows>(
+    packet: &mut P,
+    parsed: &Parsed,
+    length: u32,
+    tables: &T,
+    flows: &mut F,
+) -> Result<Sent, Reason> {
+    let step = match classify::direction(parsed, tables, flows)? {
+        Direction::ToBackend(endpoint) => {
+            let id = endpoint.service;
+            let service = tables.service(id).ok_or(Reason::NoService)?;
+            let from = parse::neighbour(packet)?;
+            let choice = select::backend(parsed, endpoint, service, &from, tables, flows)?;
+            flows.count_forward(id, choice.id, length, choice.began);
+            rewrite::towards(parsed, &from, service, choice.backend, tables, flows)?
+        }
+        Direction::ToClient(answer) => {
+            let id = answer.endpoint.service;
+            let service = tables.service(id).ok_or(Reason::NoService)?;
+            flows.count_back(id, answer.endpoint.backend, length);
+            rewrite::back(parsed, packet.ifindex(), &answer, service, tables, flows)?
+        }
+    };
+    rewrite::carry_out(packet, parsed, &step)
+}
+
+/// The end of a packet that does not go on: passed or dropped, as its reason says.
+#[inline(always)]
+fn stop<F: Flows>(reason: Reason, parsed: &Parsed, ifindex: u32, flows: &mut F) -> Sent {
+    if reason.fate() != Fate::Dropped {
+        return Sent {
+            verdict: Verdict::Pass,
+            reason,
+        };
+    }
+    flows.report(&Report {
+        kind: EventKind::DROP,
+        reason,
+        parsed,
+        destination: &parsed.destination,
+        ifindex,
+        service: ServiceId::default(),
+        backend: BackendId::default(),
+    });
+    Sent {
+        verdict: Verdict::Drop,
+        reason,
+    }
+}

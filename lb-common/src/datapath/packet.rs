@@ -1,0 +1,21 @@
+//! A frame, as the data path sees it.
+
+use crate::wire::Header;
+
+/// A received frame, from its Ethernet header to its end.
+///
+/// Headers are lent and so cannot outlive a change of the frame. The XDP program and the host
+/// implement it; nothing else in the data path touches bytes.
+pub trait Packet {
+    /// Bytes from the Ethernet header to the end of the frame.
+    fn length(&self) -> u32;
+
+    /// Index of the interface it came in on.
+    fn ifindex(&self) -> u32;
+
+    /// The header at `offset`; none if the frame ends before the header does.
+    fn at<H: Header>(&self, offset: usize) -> Option<&H>;
+
+    /// The header at `offset`, to change it; none if the frame ends before the header does.
+    fn at_mut<H: Header>(&mut self, offset: usize) -> Option<&mut H>;
+}

@@ -52,7 +52,7 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
     flows: &mut F,
 ) -> (Verdict, Reason) {
     let (ifindex, length) = (packet.ifindex(), packet.length());
-    let sent = match parse::packet(packet, parsed) {
+    let sent = match parse::packet(packet, length, parsed) {
         Ok(()) => match forward(packet, parsed, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) => stop(reason, parsed, ifindex, flows),

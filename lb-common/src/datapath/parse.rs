@@ -195,8 +195,8 @@ fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     if header.version() != 6 || frame < L3 as u32 + u32::from(length) {
         return Err(Reason::Malformed);
     }
-    parsed.source = Address(header.source);
-    parsed.destination = Address(header.destination);
+    parsed.source = Address::v6(&header.source);
+    parsed.destination = Address::v6(&header.destination);
     parsed.length = length;
     parsed.ttl = header.hop_limit;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);

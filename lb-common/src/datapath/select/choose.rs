@@ -65,7 +65,7 @@ pub fn backend<'t, T: Tables, F: Flows>(
             neighbour: *from,
             state: track::begin(parsed),
             flags: 0,
-            reserved: [0; 6],
+            reserved: [0; 3],
         },
     );
     if mode.sees_answers() {
@@ -75,8 +75,8 @@ pub fn backend<'t, T: Tables, F: Flows>(
             backend: backend.address,
             client_port: parsed.source_port,
             backend_port: backend.port,
-            protocol: parsed.protocol,
-            reserved: [0; 3],
+            protocol: u16::from(parsed.protocol),
+            reserved: 0,
         });
     }
     flows.report(&Report {

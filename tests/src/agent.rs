@@ -144,33 +144,35 @@ impl Agent {
     ///
     /// When it is not refused in this way.
     pub fn refused(&self, line: &str) -> Result<String> {
-        let finished = self.run(line)?;
-        let told = finished.stderr.trim_end();
-        ensure!(
-            matches!(finished.status.code(), Some(1 | 2)),
-            "`{line}` ended with {}, not 1 or 2: {told}",
-            finished.status
-        );
-        ensure!(
-            !told.is_empty() && told.lines().count() == 1,
-            "`{line}` was not refused in one line:\n{told}"
-        );
-        ensure!(
-            finished.stdout.is_empty(),
-            "`{line}` was refused, but printed:\n{}",
-            String::from_utf8_lossy(&finished.stdout)
-        );
-        Ok(told.to_owned())
+        refusal(line, self.run(line)?)
+    }
+
+    /// As [`Agent::refused`], for root without any capability.
+    ///
+    /// # Errors
+    ///
+    /// When it is not refused in this way.
+    pub fn refused_without_capabilities(&self, line: &str) -> Result<String> {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+        command.arg(&self.program);
+        self.complete(&mut command, line);
+        refusal(line, finish(&mut command, COMMAND_LIMIT)?)
     }
 
     fn run(&self, line: &str) -> Result<Finished> {
         let mut command = Command::new(&self.program);
+        self.complete(&mut command, line);
+        finish(&mut command, COMMAND_LIMIT)
+    }
+
+    /// Adds the instance and the words of `line`.
+    fn complete(&self, command: &mut Command, line: &str) {
         command
             .env("LB_USER_STATE_DIR", self.folder.path())
             .env("LB_USER_RUN_DIR", self.folder.path())
             .args(["--instance", &self.instance])
             .args(line.split_whitespace());
-        finish(&mut command, COMMAND_LIMIT)
     }
 
     /// The JSON of a command that reads.
@@ -358,6 +360,26 @@ impl Drop for Agent {
         }
         let _ = fs::remove_dir_all(self.pins());
     }
+}
+
+/// What a command that has to be refused said, if it was refused as it should be.
+fn refusal(line: &str, finished: Finished) -> Result<String> {
+    let told = finished.stderr.trim_end();
+    ensure!(
+        matches!(finished.status.code(), Some(1 | 2)),
+        "`{line}` ended with {}, not 1 or 2: {told}",
+        finished.status
+    );
+    ensure!(
+        !told.is_empty() && told.lines().count() == 1,
+        "`{line}` was not refused in one line:\n{told}"
+    );
+    ensure!(
+        finished.stdout.is_empty(),
+        "`{line}` was refused, but printed:\n{}",
+        String::from_utf8_lossy(&finished.stdout)
+    );
+    Ok(told.to_owned())
 }
 
 /// The program under test: `LB_USER`, else the one built beside this.

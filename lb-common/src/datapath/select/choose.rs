@@ -4,16 +4,16 @@
 //! that takes no new flows is passed over by picking again, the same way on every load balancer,
 //! so that a change of its state counts from the next packet on, before any table is rebuilt.
 
-use super::{maglev, round_robin};
+use super::{Algorithm, maglev, round_robin};
 use crate::{
     abi::{
-        Algorithm, Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey,
-        EventKind, Flow, FlowKey, FlowState, Mode, Neighbour, Port, Reason, Service, ServiceId,
-        Ticks, limits,
+        Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey, EventKind, Flow,
+        FlowKey, FlowState, Neighbour, Port, Reason, Service, ServiceId, Ticks, limits,
     },
     datapath::{
         Flows, Report, Tables, classify,
         parse::Parsed,
+        rewrite::Mode,
         tables::{Began, Stage},
         track,
     },
@@ -35,13 +35,14 @@ pub fn backend<'t, T: Tables, F: Flows>(
     parsed: &Parsed,
     endpoint: &Endpoint,
     service: &Service,
+    mode: Mode,
     from: &Neighbour,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<Choice<'t>, Reason> {
     let key = classify::flow_key(parsed.source, parsed.source_port, endpoint);
     let now = flows.now();
-    if let Some((id, backend)) = known(parsed, &key, service, from, now, tables, flows) {
+    if let Some((id, backend)) = known(parsed, &key, service, mode, from, now, tables, flows) {
         return Ok(Choice {
             id,
             backend,
@@ -51,7 +52,7 @@ pub fn backend<'t, T: Tables, F: Flows>(
     if tables.is_local(&parsed.source) {
         return Err(Reason::MartianSource);
     }
-    let (id, backend) = choose(parsed, endpoint, service, now, tables, flows)?;
+    let (id, backend) = choose(parsed, endpoint, service, mode, now, tables, flows)?;
     flows.insert(
         &key,
         Flow {
@@ -64,18 +65,18 @@ pub fn backend<'t, T: Tables, F: Flows>(
             neighbour: *from,
             state: track::begin(parsed),
             flags: 0,
-            reserved: [0; 6],
+            reserved: [0; 3],
         },
     );
-    if service.mode == Mode::NAT {
+    if mode.sees_answers() {
         // What the client opened with the backend itself between these ports is over.
         flows.remove_direct(&Conversation {
             client: parsed.source,
             backend: backend.address,
             client_port: parsed.source_port,
             backend_port: backend.port,
-            protocol: parsed.protocol,
-            reserved: [0; 3],
+            protocol: u16::from(parsed.protocol),
+            reserved: 0,
         });
     }
     flows.report(&Report {
@@ -100,6 +101,7 @@ fn known<'t, T: Tables, F: Flows>(
     parsed: &Parsed,
     key: &FlowKey,
     service: &Service,
+    mode: Mode,
     from: &Neighbour,
     now: Ticks,
     tables: &'t T,
@@ -114,7 +116,7 @@ fn known<'t, T: Tables, F: Flows>(
     if backend.generation != flow.generation || !keeps(backend.state, flow.state, stage, parsed) {
         return None;
     }
-    if track::from_client(flow, stage, service.mode, parsed, from, now) {
+    if track::from_client(flow, stage, mode, parsed, from, now) {
         flows.confirm(key);
     }
     Some((id, backend))
@@ -138,53 +140,69 @@ fn choose<'t, T: Tables, F: Flows>(
     parsed: &Parsed,
     endpoint: &Endpoint,
     service: &Service,
+    mode: Mode,
     now: Ticks,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<(BackendId, &'t Backend), Reason> {
-    let ticket = match service.algorithm {
-        Algorithm::ROUND_ROBIN => flows.ticket(endpoint.service),
-        _ => 0,
+    let algorithm = Algorithm::of(service.algorithm).ok_or(Reason::NoService)?;
+    let ticket = match algorithm {
+        Algorithm::RoundRobin => flows.ticket(endpoint.service),
+        Algorithm::Maglev | Algorithm::SourceHash => 0,
     };
     let mut why = Reason::NoBackend;
-    let mut attempt = 0;
-    // A backend that cannot take the conversation is replaced by the next one, once.
-    for _ in 0..2 {
-        let (id, backend, next) =
-            eligible(parsed, endpoint.service, service, ticket, attempt, tables).ok_or(why)?;
-        if service.mode != Mode::NAT || !is_taken(parsed, endpoint, backend, now, tables, flows) {
+    let mut taken = BackendId::default();
+    // A backend that cannot take the conversation is replaced by another one, once.
+    for round in 0..2 {
+        let first = round * (limits::ATTEMPTS + 1);
+        let (id, backend) = eligible(
+            parsed,
+            endpoint.service,
+            service,
+            algorithm,
+            ticket,
+            first,
+            taken,
+            tables,
+        )
+        .ok_or(why)?;
+        if !mode.sees_answers() || !is_taken(parsed, endpoint, backend, now, tables, flows) {
             return Ok((id, backend));
         }
         why = Reason::ConversationTaken;
-        attempt = next;
+        taken = id;
     }
     Err(why)
 }
 
-/// The first backend, from an attempt on, that takes new flows, and the attempt after it.
+/// The first backend that takes new flows, from attempt `first` on, other than `except`.
 #[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "inlined; a struct would live on the small stack"
+)]
 fn eligible<'t, T: Tables>(
     parsed: &Parsed,
     service_id: ServiceId,
     service: &Service,
+    algorithm: Algorithm,
     ticket: u32,
     first: u32,
+    except: BackendId,
     tables: &'t T,
-) -> Option<(BackendId, &'t Backend, u32)> {
+) -> Option<(BackendId, &'t Backend)> {
     for attempt in 0..=limits::ATTEMPTS {
-        if attempt < first {
-            continue;
-        }
         let id = if attempt == limits::ATTEMPTS {
             service.fallback
         } else {
-            let cell = cell(parsed, service, ticket, attempt);
+            let cell = cell(parsed, service, algorithm, ticket, first + attempt);
             tables.slot(service_id, cell).unwrap_or_default()
         };
         if let Some(backend) = tables.backend(id)
             && backend.state.is_eligible()
+            && id != except
         {
-            return Some((id, backend, attempt + 1));
+            return Some((id, backend));
         }
     }
     None
@@ -192,21 +210,24 @@ fn eligible<'t, T: Tables>(
 
 /// The cell that a service's algorithm picks for a client.
 #[inline(always)]
-fn cell(parsed: &Parsed, service: &Service, ticket: u32, attempt: u32) -> u32 {
+fn cell(
+    parsed: &Parsed,
+    service: &Service,
+    algorithm: Algorithm,
+    ticket: u32,
+    attempt: u32,
+) -> u32 {
     let Service { seed, slots, .. } = *service;
-    match service.algorithm {
-        Algorithm::ROUND_ROBIN => round_robin::pick(ticket, attempt, slots),
-        Algorithm::SOURCE_HASH => {
-            maglev::pick(seed, &parsed.source, Port::default(), 0, attempt, slots)
-        }
-        _ => maglev::pick(
-            seed,
-            &parsed.source,
-            parsed.source_port,
-            parsed.protocol,
-            attempt,
-            slots,
-        ),
+    let Parsed {
+        source,
+        source_port,
+        protocol,
+        ..
+    } = parsed;
+    match algorithm {
+        Algorithm::Maglev => maglev::pick(seed, source, *source_port, *protocol, attempt, slots),
+        Algorithm::RoundRobin => round_robin::pick(ticket, attempt, slots),
+        Algorithm::SourceHash => maglev::pick(seed, source, Port::default(), 0, attempt, slots),
     }
 }
 

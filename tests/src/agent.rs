@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     env, fs,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
     sync::Once,
@@ -57,7 +57,7 @@ pub struct Agent {
 }
 
 /// A flow, as `lb-user flows` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Flow {
     /// Name of the service.
     pub service: String,
@@ -65,6 +65,15 @@ pub struct Flow {
     pub client: SocketAddr,
     /// The backend's address and port.
     pub backend: SocketAddr,
+}
+
+/// A flow in the JSON of `lb-user flows`.
+#[derive(Deserialize)]
+struct Listed {
+    service: String,
+    client: IpAddr,
+    client_port: u16,
+    backend: String,
 }
 
 /// What a service has carried, as `lb-user stats` shows it.
@@ -214,7 +223,7 @@ impl Agent {
         Ok(format!("apply -f {} {flags}", file.display()))
     }
 
-    /// Waits until every enabled backend's next hop is known, as `status` tells.
+    /// Waits until every backend's next hop is known, as `status` tells.
     ///
     /// # Errors
     ///
@@ -225,7 +234,7 @@ impl Agent {
             let services = list(&status, "services")?;
             for service in services {
                 for backend in list(service, "backends")? {
-                    if backend["mac"].is_null() {
+                    if backend["resolved"] != true {
                         return Ok(false);
                     }
                 }
@@ -243,9 +252,9 @@ impl Agent {
         let stats = self.json("stats")?;
         let mut sums = BTreeMap::new();
         for interface in list(&stats, "interfaces")? {
-            for reason in list(interface, "reasons")? {
-                let name = text(reason, "reason")?.to_owned();
-                *sums.entry(name).or_default() += number(reason, "packets")?;
+            let reasons = interface["reasons"].as_object();
+            for (name, count) in reasons.with_context(|| format!("no reasons in {interface}"))? {
+                *sums.entry(name.clone()).or_default() += number(count, "packets")?;
             }
         }
         sums.retain(|_, &mut packets| packets > 0);
@@ -277,9 +286,17 @@ impl Agent {
     ///
     /// When `flows` fails.
     pub fn flows(&self) -> Result<Vec<Flow>> {
-        let flows = self.json("flows")?;
-        let mut flows: Vec<Flow> =
-            serde_json::from_value(flows["flows"].clone()).with_context(|| flows.to_string())?;
+        let listed: Vec<Listed> = serde_json::from_value(self.json("flows --limit 1000000")?)?;
+        let mut flows = listed
+            .into_iter()
+            .map(|flow| {
+                Ok(Flow {
+                    service: flow.service,
+                    client: SocketAddr::new(flow.client, flow.client_port),
+                    backend: flow.backend.parse()?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
         flows.sort();
         Ok(flows)
     }

@@ -28,7 +28,13 @@ pub struct Cli {
     #[arg(long, global = true, default_value = "default", value_name = "NAME")]
     pub instance: Instance,
     /// How to print what is read
-    #[arg(short, long, global = true, default_value = "table", value_name = "FORM")]
+    #[arg(
+        short,
+        long,
+        global = true,
+        default_value = "table",
+        value_name = "FORM"
+    )]
     pub output: Form,
     /// What to do.
     #[command(subcommand)]

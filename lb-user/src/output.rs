@@ -97,7 +97,10 @@ pub fn status(status: &Status) -> String {
                 service.name
             );
         } else {
-            out += &backends(service.backends.iter().map(|b| (service, b)), Heads::OneService);
+            out += &backends(
+                service.backends.iter().map(|b| (service, b)),
+                Heads::OneService,
+            );
         }
     }
     if status.services.is_empty() {
@@ -131,7 +134,15 @@ fn interfaces(interfaces: &[Interface]) -> String {
 
 /// `service list`.
 pub fn services(services: &[Service]) -> String {
-    let mut table = table(&["NAME", "ADDRESS", "MODE", "ALGORITHM", ">SLOTS", ">BACKENDS", ">NEW FLOWS"]);
+    let mut table = table(&[
+        "NAME",
+        "ADDRESS",
+        "MODE",
+        "ALGORITHM",
+        ">SLOTS",
+        ">BACKENDS",
+        ">NEW FLOWS",
+    ]);
     for service in services {
         table.add_row([
             &*service.name,
@@ -164,28 +175,46 @@ pub fn backends<'a>(
         Heads::OneService => &[],
         Heads::AllServices => &["SERVICE"],
     };
-    let rest = ["BACKEND", "STATE", ">WEIGHT", ">SHARE", "NEXT HOP", "VIA", ">NEW FLOWS", ">IN", ">OUT"];
+    let rest = [
+        "BACKEND",
+        "STATE",
+        ">WEIGHT",
+        ">SHARE",
+        "NEXT HOP",
+        "VIA",
+        ">NEW FLOWS",
+        ">IN",
+        ">OUT",
+    ];
     let mut table = table(&[first, &rest].concat());
     for (service, backend) in backends {
         let share = match service.slots {
             0 => "-".to_owned(),
-            slots => format!("{:.1} %", 100.0 * f64::from(backend.slots) / f64::from(slots)),
+            slots => format!(
+                "{:.1} %",
+                100.0 * f64::from(backend.slots) / f64::from(slots)
+            ),
         };
         let name = match heads {
             Heads::OneService => None,
             Heads::AllServices => Some(service.name.clone()),
         };
-        table.add_row(name.into_iter().chain([
-            backend.address.clone(),
-            backend.state.name().to_owned(),
-            backend.weight.to_string(),
-            share,
-            backend.mac.clone().unwrap_or_else(|| "unresolved".to_owned()),
-            dash(backend.interface.as_deref()).to_owned(),
-            number(backend.new_flows),
-            bytes(backend.forward.bytes),
-            bytes(backend.back.bytes),
-        ]));
+        table.add_row(
+            name.into_iter().chain([
+                backend.address.clone(),
+                backend.state.name().to_owned(),
+                backend.weight.to_string(),
+                share,
+                backend
+                    .mac
+                    .clone()
+                    .unwrap_or_else(|| "unresolved".to_owned()),
+                dash(backend.interface.as_deref()).to_owned(),
+                number(backend.new_flows),
+                bytes(backend.forward.bytes),
+                bytes(backend.back.bytes),
+            ]),
+        );
     }
     text(&table)
 }
@@ -204,11 +233,23 @@ pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
     ];
     let mut table = table(&heads.each_ref().map(|h| &**h));
     for service in &now.services {
-        table.add_row(rates.row(&service.name, &service.name, &service.forward, &service.back, service.new_flows));
+        table.add_row(rates.row(
+            &service.name,
+            &service.name,
+            &service.forward,
+            &service.back,
+            service.new_flows,
+        ));
         for backend in &service.backends {
             let key = format!("{} {}", service.name, backend.address);
             let name = format!("  {}", backend.address);
-            table.add_row(rates.row(&key, &name, &backend.forward, &backend.back, backend.new_flows));
+            table.add_row(rates.row(
+                &key,
+                &name,
+                &backend.forward,
+                &backend.back,
+                backend.new_flows,
+            ));
         }
     }
     let mut out = String::new();
@@ -266,7 +307,12 @@ impl Rates {
         };
         rates.seconds = now.time_ns.saturating_sub(before.time_ns).max(1) as f64 / 1e9;
         for service in &before.services {
-            rates.keep(service.name.clone(), service.forward, service.back, service.new_flows);
+            rates.keep(
+                service.name.clone(),
+                service.forward,
+                service.back,
+                service.new_flows,
+            );
             for backend in &service.backends {
                 let key = format!("{} {}", service.name, backend.address);
                 rates.keep(key, backend.forward, backend.back, backend.new_flows);
@@ -274,7 +320,9 @@ impl Rates {
         }
         for interface in &before.interfaces {
             for (reason, &count) in &interface.reasons {
-                rates.forward.insert(format!("{} {reason}", interface.name), count);
+                rates
+                    .forward
+                    .insert(format!("{} {reason}", interface.name), count);
             }
         }
         rates
@@ -319,7 +367,9 @@ impl Rates {
 
 /// `flows`.
 pub fn flows(flows: &[Flow]) -> String {
-    let mut table = table(&["SERVICE", "CLIENT", "ADDRESS", "BACKEND", "STATE", "TABLE", ">IDLE"]);
+    let mut table = table(&[
+        "SERVICE", "CLIENT", "ADDRESS", "BACKEND", "STATE", "TABLE", ">IDLE",
+    ]);
     for flow in flows {
         table.add_row([
             dash(flow.service.as_deref()),

@@ -195,10 +195,26 @@ mod tests {
     fn a_damaged_or_foreign_file_is_refused() {
         let (_temporary, folder) = folder();
         fs::write(folder.file(), "{ \"version\": 1, ").unwrap();
-        assert!(folder.load().unwrap_err().to_string().contains("is damaged"));
+        assert!(
+            folder
+                .load()
+                .unwrap_err()
+                .to_string()
+                .contains("is damaged")
+        );
         folder.save(&State::default()).unwrap();
         let text = fs::read_to_string(folder.file()).unwrap();
-        fs::write(folder.file(), text.replace("\"version\": 1", "\"version\": 9")).unwrap();
-        assert!(folder.load().unwrap_err().to_string().contains("has version 9"));
+        fs::write(
+            folder.file(),
+            text.replace("\"version\": 1", "\"version\": 9"),
+        )
+        .unwrap();
+        assert!(
+            folder
+                .load()
+                .unwrap_err()
+                .to_string()
+                .contains("has version 9")
+        );
     }
 }

@@ -80,11 +80,7 @@ impl Netns {
         );
         SWEPT.call_once(sweep);
         let name = unique(label);
-        finish(
-            Command::new("ip").args(["netns", "add", &name]),
-            TOOL_LIMIT,
-        )?
-        .text()?;
+        finish(Command::new("ip").args(["netns", "add", &name]), TOOL_LIMIT)?.text()?;
         let path = Path::new(NAMED).join(&name);
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
         let netns = Self { name, file };
@@ -185,8 +181,7 @@ impl Netns {
     pub fn sysctl(&self, key: &str) -> Result<String> {
         let path = Path::new("/proc/sys").join(key);
         self.run(|| {
-            let value =
-                fs::read_to_string(&path).with_context(|| format!("cannot read {key}"))?;
+            let value = fs::read_to_string(&path).with_context(|| format!("cannot read {key}"))?;
             Ok(value.trim().to_owned())
         })
     }
@@ -257,24 +252,18 @@ fn sweep() {
 
 /// Ids of the processes that are inside namespace `name`.
 fn processes(name: &str) -> Vec<Pid> {
-    finish(
-        Command::new("ip").args(["netns", "pids", name]),
-        TOOL_LIMIT,
-    )
-    .and_then(Finished::text)
-    .unwrap_or_default()
-    .lines()
-    .filter_map(|line| line.trim().parse().ok().map(Pid::from_raw))
-    .collect()
+    finish(Command::new("ip").args(["netns", "pids", name]), TOOL_LIMIT)
+        .and_then(Finished::text)
+        .unwrap_or_default()
+        .lines()
+        .filter_map(|line| line.trim().parse().ok().map(Pid::from_raw))
+        .collect()
 }
 
 /// Removes the name; the kernel removes the namespace with its last process and socket.
 fn remove(name: &str) {
-    if let Err(error) = finish(
-        Command::new("ip").args(["netns", "del", name]),
-        TOOL_LIMIT,
-    )
-    .and_then(Finished::text)
+    if let Err(error) =
+        finish(Command::new("ip").args(["netns", "del", name]), TOOL_LIMIT).and_then(Finished::text)
     {
         eprintln!("cannot remove namespace {name}: {error:#}");
     }

@@ -48,6 +48,10 @@ pub enum Arms {
     Two,
 }
 
+/// The balancer's addresses on the backends' side, with two arms.
+const INNER: &str = "addr add 10.0.1.1/24 dev eth1
+                     addr add 2001:db8:b::1/64 dev eth1 nodad";
+
 /// The gateway of the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
@@ -178,7 +182,10 @@ impl Network {
     ///
     /// Without root, or when a tool is missing or refuses.
     pub fn build(arms: Arms, way_back: Return, backends: u8) -> Result<Self> {
-        ensure!((1..=9).contains(&backends), "1 to 9 backends, not {backends}");
+        ensure!(
+            (1..=9).contains(&backends),
+            "1 to 9 backends, not {backends}"
+        );
         let switch = Netns::create("switch")?;
         switch.set_sysctls(&[("net/ipv6/conf/default/disable_ipv6", "1")])?;
         switch.ip("link add br0 type bridge stp_state 0 mcast_snooping 0\nlink set br0 up")?;
@@ -224,6 +231,12 @@ impl Network {
         Ok(network)
     }
 
+    /// How many interfaces the balancer has.
+    #[must_use]
+    pub const fn arms(&self) -> Arms {
+        self.arms
+    }
+
     /// The interfaces to attach the load balancer to.
     #[must_use]
     pub const fn interfaces(&self) -> &'static [&'static str] {
@@ -242,40 +255,43 @@ impl Network {
         }
     }
 
+    /// Removes the balancer's `eth1` and makes it anew, with another MAC address and index.
+    ///
+    /// # Errors
+    ///
+    /// With one arm, or when a tool refuses.
+    pub fn make_inner_anew(&self) -> Result<()> {
+        ensure!(self.arms == Arms::Two, "one arm has no eth1");
+        self.balancer.netns.ip("link del eth1")?;
+        self.plug(&self.balancer.netns, "eth1", "balancer")?;
+        self.balancer.netns.ip(INNER)
+    }
+
     fn join_two_arms(&self) -> Result<()> {
         let (client, balancer) = (&self.client.netns, &self.balancer.netns);
         veth((client, "eth0"), (balancer, "eth0"))?;
         client.tool("ethtool -K eth0 gro on")?;
         self.plug(balancer, "eth1", "balancer")?;
-        client.ip(
-            "addr add 198.51.100.7/24 dev eth0
+        client.ip("addr add 198.51.100.7/24 dev eth0
              addr add 2001:db8:c::7/64 dev eth0 nodad
              route add default via 198.51.100.1
-             route add default via 2001:db8:c::1",
-        )?;
-        balancer.ip(
-            "addr add 198.51.100.1/24 dev eth0
-             addr add 2001:db8:c::1/64 dev eth0 nodad
-             addr add 10.0.1.1/24 dev eth1
-             addr add 2001:db8:b::1/64 dev eth1 nodad",
-        )?;
+             route add default via 2001:db8:c::1")?;
+        balancer.ip("addr add 198.51.100.1/24 dev eth0
+             addr add 2001:db8:c::1/64 dev eth0 nodad")?;
+        balancer.ip(INNER)?;
         let Some(router) = &self.router else {
             return Ok(());
         };
         veth((client, "eth1"), (&router.netns, "eth0"))?;
         self.plug(&router.netns, "eth1", "router")?;
-        client.ip(
-            "addr add 192.0.2.7/24 dev eth1
-             addr add 2001:db8:a::7/64 dev eth1 nodad",
-        )?;
-        router.netns.ip(
-            "addr add 192.0.2.1/24 dev eth0
+        client.ip("addr add 192.0.2.7/24 dev eth1
+             addr add 2001:db8:a::7/64 dev eth1 nodad")?;
+        router.netns.ip("addr add 192.0.2.1/24 dev eth0
              addr add 2001:db8:a::1/64 dev eth0 nodad
              addr add 10.0.1.254/24 dev eth1
              addr add 2001:db8:b::fe/64 dev eth1 nodad
              route add 198.51.100.0/24 via 192.0.2.7
-             route add 2001:db8:c::/64 via 2001:db8:a::7",
-        )
+             route add 2001:db8:c::/64 via 2001:db8:a::7")
     }
 
     fn join_one_arm(&self) -> Result<()> {
@@ -285,26 +301,20 @@ impl Network {
         veth((&self.client.netns, "eth0"), (&router.netns, "eth0"))?;
         self.plug(&router.netns, "eth1", "router")?;
         self.plug(&self.balancer.netns, "eth0", "balancer")?;
-        self.client.netns.ip(
-            "addr add 198.51.100.7/24 dev eth0
+        self.client.netns.ip("addr add 198.51.100.7/24 dev eth0
              addr add 2001:db8:c::7/64 dev eth0 nodad
              route add default via 198.51.100.1
-             route add default via 2001:db8:c::1",
-        )?;
-        router.netns.ip(
-            "addr add 198.51.100.1/24 dev eth0
+             route add default via 2001:db8:c::1")?;
+        router.netns.ip("addr add 198.51.100.1/24 dev eth0
              addr add 2001:db8:c::1/64 dev eth0 nodad
              addr add 10.0.1.254/24 dev eth1
              addr add 2001:db8:b::fe/64 dev eth1 nodad
              route add 203.0.113.0/24 dev eth1
-             route add 2001:db8:5::/64 dev eth1",
-        )?;
-        self.balancer.netns.ip(
-            "addr add 10.0.1.1/24 dev eth0
+             route add 2001:db8:5::/64 dev eth1")?;
+        self.balancer.netns.ip("addr add 10.0.1.1/24 dev eth0
              addr add 2001:db8:b::1/64 dev eth0 nodad
              route add default via 10.0.1.254
-             route add default via 2001:db8:b::fe",
-        )
+             route add default via 2001:db8:b::fe")
     }
 
     fn add_backend(&mut self, number: u8, way_back: Return) -> Result<()> {

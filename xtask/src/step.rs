@@ -19,7 +19,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use crate::workspace;
 
 /// Lines of a failed program's output that are worth a look before opening the log.
-const TAIL: usize = 40;
+const TAIL: usize = 100;
+
+/// What cargo says while it works, and what nobody wants to read when it has failed.
+const CARGO_PROGRESS: [&str; 8] = [
+    "Blocking",
+    "Checking",
+    "Compiling",
+    "Documenting",
+    "Downloaded",
+    "Downloading",
+    "Finished",
+    "Updating",
+];
 
 /// Runs `command` as one step called `name`. Its output is not shown unless it fails.
 ///
@@ -48,12 +60,12 @@ pub(crate) fn run(name: &str, command: &mut Command) -> Result<()> {
     spinner.finish_and_clear();
     let seconds = began.elapsed().as_secs_f64();
     if status.success() {
-        println!("  {name:<46} {seconds:>7.1} s");
+        println!("{seconds:>7.1} s  {name}");
         return Ok(());
     }
-    println!("  {name:<46} {seconds:>7.1} s  failed");
+    println!("{seconds:>7.1} s  {name} failed");
     for line in tail {
-        println!("    {line}");
+        println!("  {line}");
     }
     bail!("{name}: {}, see {}", ended(status), log.display());
 }
@@ -156,6 +168,10 @@ fn record(output: PipeReader, file: &mut File, spinner: &ProgressBar) -> Result<
         file.write_all(b"\n")?;
         let line = String::from_utf8_lossy(&line).trim_end().to_owned();
         spinner.set_message(line.clone());
+        let word = line.split_whitespace().next().unwrap_or_default();
+        if CARGO_PROGRESS.contains(&word) {
+            continue;
+        }
         if tail.len() == TAIL {
             tail.remove(0);
         }
@@ -169,7 +185,7 @@ fn spinner(name: &str) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("  {prefix} {elapsed:.dim} {wide_msg:.dim}");
+    let style = ProgressStyle::with_template("  {elapsed:>7}  {prefix}  {wide_msg:.dim}");
     let spinner = ProgressBar::new_spinner().with_prefix(name.to_owned());
     if let Ok(style) = style {
         spinner.set_style(style);

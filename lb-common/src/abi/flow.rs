@@ -65,17 +65,6 @@ impl FlowState {
     /// UDP.
     pub const UDP: Self = Self(4);
 
-    /// The idle time of this state.
-    #[inline(always)]
-    pub fn timeout(self, timeouts: &Timeouts) -> Ticks {
-        match self {
-            Self::HALF_OPEN => timeouts.half_open,
-            Self::ESTABLISHED => timeouts.established,
-            Self::CLOSING => timeouts.closing,
-            _ => timeouts.udp,
-        }
-    }
-
     /// Its name, as printed.
     pub const fn name(self) -> &'static str {
         match self {
@@ -109,7 +98,7 @@ shared! {
         /// Any of [`Flow::ANSWERED`], [`Flow::CLIENT_FIN`], [`Flow::BACKEND_FIN`].
         pub flags: u8,
         /// Zero.
-        pub reserved: [u8; 6],
+        pub reserved: [u16; 3],
     }
 }
 
@@ -124,7 +113,7 @@ impl Flow {
     /// Whether it has been idle for longer than its state allows.
     #[inline(always)]
     pub fn is_expired(&self, now: Ticks, timeouts: &Timeouts) -> bool {
-        self.seen.age(now) > self.state.timeout(timeouts)
+        self.seen.age(now) > timeouts.of(self.state)
     }
 }
 
@@ -140,9 +129,9 @@ shared! {
         /// The backend's port.
         pub backend_port: Port,
         /// IP protocol number.
-        pub protocol: u8,
+        pub protocol: u16,
         /// Zero.
-        pub reserved: [u8; 3],
+        pub reserved: u16,
     }
 }
 

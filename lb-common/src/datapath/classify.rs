@@ -5,10 +5,10 @@
 
 use crate::{
     abi::{
-        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, Port, Reason, Role, Ticks,
-        limits,
+        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, Neighbour, Port, Reason,
+        Role, Ticks, limits,
     },
-    datapath::{Flows, Tables, parse::Parsed},
+    datapath::{Flows, Tables, parse::Parsed, track},
     wire::{
         ip,
         l4::{ACK, SYN},
@@ -27,8 +27,9 @@ pub enum Direction<'t> {
 pub struct Answer<'t> {
     /// The backend's endpoint, with the service that the answer belongs to.
     pub endpoint: &'t Endpoint,
-    /// Its flow, if there is an entry.
-    pub key: Option<FlowKey>,
+    /// If the flow has an entry: the service address that the client used, and the neighbour its
+    /// packets come from.
+    pub flow: Option<(Address, Neighbour)>,
 }
 
 /// Tells whose packet it is, or why it is not ours.
@@ -46,7 +47,7 @@ pub fn direction<'t, T: Tables, F: Flows>(
     };
     if let Some(endpoint) = tables.endpoint(&to) {
         if endpoint.role == Role::SERVICE {
-            return match parsed.irregular {
+            return match parsed.irregular() {
                 Some(reason) => Err(reason),
                 None => Ok(Direction::ToBackend(endpoint)),
             };
@@ -75,8 +76,8 @@ fn opened_directly<F: Flows>(parsed: &Parsed, endpoint: &Endpoint, flows: &mut F
         backend: parsed.destination,
         client_port: parsed.source_port,
         backend_port: parsed.destination_port,
-        protocol: parsed.protocol,
-        reserved: [0; 3],
+        protocol: u16::from(parsed.protocol),
+        reserved: 0,
     };
     let now = flows.now();
     if let Some(direct) = flows.direct(&conversation) {
@@ -110,19 +111,24 @@ fn answer<'t, T: Tables, F: Flows>(
     tables: &'t T,
     flows: &mut F,
 ) -> Result<Direction<'t>, Reason> {
+    let now = flows.now();
     let mut endpoint = first;
     let mut stale = false;
     for nth in 1..=limits::SHARED_RETURNS {
         let key = flow_key(parsed.destination, parsed.destination_port, endpoint);
-        if let Some((_, flow)) = flows.find(&key) {
+        if let Some((stage, flow)) = flows.find(&key) {
             if flow.backend == endpoint.backend {
-                return match parsed.irregular {
-                    Some(reason) => Err(reason),
-                    None => Ok(Direction::ToClient(Answer {
-                        endpoint,
-                        key: Some(key),
-                    })),
-                };
+                if let Some(reason) = parsed.irregular() {
+                    return Err(reason);
+                }
+                let found = (flow.address, flow.neighbour);
+                if track::from_backend(flow, stage, parsed, now) {
+                    flows.confirm(&key);
+                }
+                return Ok(Direction::ToClient(Answer {
+                    endpoint,
+                    flow: Some(found),
+                }));
             }
             stale = true;
         }
@@ -155,13 +161,13 @@ fn without_flow<'t, T: Tables, F: Flows>(
         backend: parsed.source,
         client_port: parsed.destination_port,
         backend_port: parsed.source_port,
-        protocol: parsed.protocol,
-        reserved: [0; 3],
+        protocol: u16::from(parsed.protocol),
+        reserved: 0,
     };
     if is_direct(&conversation, endpoint, tables, flows) {
         return Err(Reason::DirectFromBackend);
     }
-    if let Some(reason) = parsed.irregular {
+    if let Some(reason) = parsed.irregular() {
         return Err(reason);
     }
     if parsed.protocol == ip::TCP && parsed.flags & (SYN | ACK) == SYN {
@@ -175,7 +181,7 @@ fn without_flow<'t, T: Tables, F: Flows>(
     }
     Ok(Direction::ToClient(Answer {
         endpoint,
-        key: None,
+        flow: None,
     }))
 }
 
@@ -191,9 +197,9 @@ fn is_direct<T: Tables, F: Flows>(
     let Some(service) = tables.service(endpoint.service) else {
         return true;
     };
-    let idle_time = match conversation.protocol {
-        ip::TCP => service.timeouts.established,
-        _ => service.timeouts.udp,
+    let idle_time = match conversation.protocol == u16::from(ip::TCP) {
+        true => service.timeouts.established,
+        false => service.timeouts.udp,
     };
     match flows.direct(conversation) {
         Some(direct) if direct.seen.age(now) <= idle_time => true,

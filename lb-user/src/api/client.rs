@@ -124,7 +124,11 @@ impl Client {
     /// # Errors
     ///
     /// As [`Client::status`], and when `each` fails.
-    pub async fn events(&self, follow: bool, mut each: impl FnMut(Event) -> Result<()>) -> Result<()> {
+    pub async fn events(
+        &self,
+        follow: bool,
+        mut each: impl FnMut(Event) -> Result<()>,
+    ) -> Result<()> {
         let path = format!("/v1/events?follow={follow}");
         let mut body = self.ask(Method::GET, &path, None).await?.into_body();
         let mut text = Vec::new();
@@ -193,14 +197,19 @@ impl Client {
             io::ErrorKind::PermissionDenied => {
                 anyhow!("only root may talk to the agent: use sudo")
             }
-            _ => anyhow!("cannot reach the agent at {}: {error}", self.socket.display()),
+            _ => anyhow!(
+                "cannot reach the agent at {}: {error}",
+                self.socket.display()
+            ),
         }
     }
 }
 
 async fn whole<T: DeserializeOwned>(response: Response<Incoming>) -> Result<T> {
     let body = response.into_body().collect().await;
-    let bytes = body.context("the agent ended while it answered")?.to_bytes();
+    let bytes = body
+        .context("the agent ended while it answered")?
+        .to_bytes();
     serde_json::from_slice(&bytes).context("the agent's answer is of another version: restart it")
 }
 

@@ -42,7 +42,10 @@ pub(super) async fn attach(
         netns.is_none() || *netns == status.netns,
         "the agent of instance {:?} runs in {}: give --instance for another agent",
         instance.name(),
-        status.netns.map_or_else(|| "the host's network namespace".to_owned(), |name| format!("network namespace {name}"))
+        status.netns.map_or_else(
+            || "the host's network namespace".to_owned(),
+            |name| format!("network namespace {name}")
+        )
     );
     ensure!(
         ![no_sysctl, no_address, discard, log_packets].contains(&&true),
@@ -98,8 +101,9 @@ fn start(instance: &Instance, form: Form, options: &Attach) -> Result<()> {
         agent.wait().context("cannot wait for the agent")?;
         bail!("{}", last_error(&path, begin));
     }
-    let (warnings, notes): (Vec<String>, Vec<String>) =
-        notes.into_iter().partition(|note| note.starts_with("warning: "));
+    let (warnings, notes): (Vec<String>, Vec<String>) = notes
+        .into_iter()
+        .partition(|note| note.starts_with("warning: "));
     if form == Form::Json {
         return json(&Edited {
             changes: Vec::new(),
@@ -113,7 +117,10 @@ fn start(instance: &Instance, form: Form, options: &Attach) -> Result<()> {
     for warning in warnings {
         super::print::aside(&warning);
     }
-    line(&format!("the agent runs in the background, its log is {}", path.display()))
+    line(&format!(
+        "the agent runs in the background, its log is {}",
+        path.display()
+    ))
 }
 
 /// The agent, with nothing of this terminal's. It makes itself a session of its own.
@@ -160,7 +167,10 @@ fn last_error(log: &Path, begin: u64) -> String {
         file.seek(SeekFrom::Start(begin))?;
         file.read_to_string(&mut text)
     });
-    let words = text.lines().rev().find_map(|line| line.strip_prefix("error: "));
+    let words = text
+        .lines()
+        .rev()
+        .find_map(|line| line.strip_prefix("error: "));
     match (read, words) {
         (Ok(_), Some(words)) => words.to_owned(),
         _ => format!("the agent ended while it started: see {}", log.display()),

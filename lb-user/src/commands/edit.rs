@@ -14,9 +14,7 @@ use crate::{
 pub(super) fn service(command: Service) -> Result<Edit> {
     Ok(match command {
         Service::List => unreachable!("a list is no change"),
-        Service::Add(add) => Edit::ServiceAdd {
-            service: new(add)?,
-        },
+        Service::Add(add) => Edit::ServiceAdd { service: new(add)? },
         Service::Del { service } => Edit::ServiceDel { service },
         Service::Set(ServiceChange {
             service,

@@ -82,11 +82,9 @@ async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
             edited(form, &client.edit(&one(edit)).await?)
         }
         Command::Status => show(form, &client.status().await?, output::status),
-        Command::Stats { watch: false, .. } => {
-            show(form, &client.stats().await?, |stats| {
-                output::stats(stats, None)
-            })
-        }
+        Command::Stats { watch: false, .. } => show(form, &client.stats().await?, |stats| {
+            output::stats(stats, None)
+        }),
         Command::Stats { interval, .. } => print::watch(&client, form, interval.0).await,
         Command::Flows(options) => flows(&client, form, options).await,
         Command::Reasons => {
@@ -174,7 +172,9 @@ async fn flows(client: &Client, form: Form, options: Flows) -> Result<()> {
     let flows = client.flows(&filter).await?;
     show(form, &flows, |flows| output::flows(flows))?;
     if flows.len() == limit {
-        print::aside(&format!("only the first {limit} flows: give another --limit"));
+        print::aside(&format!(
+            "only the first {limit} flows: give another --limit"
+        ));
     }
     Ok(())
 }

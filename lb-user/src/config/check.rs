@@ -37,11 +37,8 @@ impl Config {
             interfaces,
             sizes,
             events: Events {
-                sample_new_flows: raw
-                    .events
-                    .sample_new_flows
-                    .unwrap_or(events.sample_new_flows),
-                sample_drops: raw.events.sample_drops.unwrap_or(events.sample_drops),
+                new_flows: raw.events.new_flows.unwrap_or(events.new_flows),
+                drops: raw.events.drops.unwrap_or(events.drops),
             },
             services,
             warnings: Vec::new(),
@@ -50,7 +47,7 @@ impl Config {
         unique(&config.services)?;
         backends_are_not_services(&config.services)?;
         config.warnings = shared_backends(&config.services)?;
-        fits(&config)?;
+        fits(&config, &config.sizes)?;
         Ok(config)
     }
 }
@@ -373,10 +370,8 @@ fn shared_backends(services: &[Service]) -> Result<Vec<String>, Error> {
 }
 
 /// Whether everything has room in the maps.
-fn fits(config: &Config) -> Result<(), Error> {
-    let Config {
-        services, sizes, ..
-    } = config;
+pub(super) fn fits(config: &Config, sizes: &Sizes) -> Result<(), Error> {
+    let services = &config.services;
     let backends = services.iter().map(|s| s.backends.len()).sum();
     let addresses: usize = services.iter().map(|s| s.addresses.len()).sum();
     let ways_back: usize = services

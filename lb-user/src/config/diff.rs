@@ -26,8 +26,8 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
     }
     if old.events != new.events {
         lines.push(format!(
-            "~ events: one of {} new flows, one of {} drops",
-            new.events.sample_new_flows, new.events.sample_drops
+            "~ events: new flows {}, drops {}",
+            new.events.new_flows, new.events.drops
         ));
     }
     for service in &new.services {

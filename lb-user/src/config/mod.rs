@@ -17,13 +17,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, Ticks, limits};
+use lb_common::abi::{self, Ticks};
 
+pub use crate::kernel::Sizes;
 pub use diff::differences;
 pub use edit::{BackendSet, Edit, ServiceSet};
 pub use error::Error;
 pub use parse::ServiceEndpoint;
-pub use raw::RawConfig;
+pub use raw::{RawConfig, Spacing};
 pub use words::{Algorithm, Mode, Protocol, State, XdpMode};
 
 /// A checked configuration, for this node.
@@ -48,6 +49,16 @@ impl Config {
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
     }
+
+    /// Whether everything has room in maps of these sizes: those that are there may be other than
+    /// the configuration's, which take effect when the agent starts.
+    ///
+    /// # Errors
+    ///
+    /// When it has not.
+    pub fn fits(&self, sizes: &Sizes) -> Result<(), Error> {
+        check::fits(self, sizes)
+    }
 }
 
 /// An interface to attach to.
@@ -59,59 +70,33 @@ pub struct Interface {
     pub xdp_mode: XdpMode,
 }
 
-/// Entries of the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Services, id 0 included.
-    pub services: u32,
-    /// Backends, id 0 included.
-    pub backends: u32,
-    /// Service addresses and `nat` backends.
-    pub endpoints: u32,
-    /// Confirmed flows.
-    pub flows: u32,
-    /// Flows not yet confirmed.
-    pub new_flows: u32,
-    /// Conversations opened directly with a backend.
-    pub direct: u32,
-    /// Addresses of this host.
-    pub locals: u32,
-    /// Attached interfaces.
-    pub interfaces: u32,
-    /// Bytes of the event ring.
-    pub event_bytes: u32,
-}
-
-impl Default for Sizes {
-    fn default() -> Self {
-        Self {
-            services: limits::SERVICES,
-            backends: limits::BACKENDS,
-            endpoints: limits::ENDPOINTS,
-            flows: limits::FLOWS,
-            new_flows: limits::NEW_FLOWS,
-            direct: limits::DIRECT,
-            locals: limits::LOCALS,
-            interfaces: limits::INTERFACES,
-            event_bytes: limits::EVENT_BYTES,
-        }
-    }
-}
-
-/// Of so many one becomes an event; 0: none.
+/// The shortest time between two events of a kind on one CPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Events {
     /// New flows.
-    pub sample_new_flows: u32,
+    pub new_flows: Spacing,
     /// Dropped packets.
-    pub sample_drops: u32,
+    pub drops: Spacing,
 }
 
 impl Default for Events {
     fn default() -> Self {
+        let often = Spacing(Some(Duration::from_millis(100)));
         Self {
-            sample_new_flows: 1000,
-            sample_drops: 100,
+            new_flows: often,
+            drops: often,
+        }
+    }
+}
+
+impl Events {
+    /// As the maps hold them.
+    pub fn abi(&self) -> abi::Settings {
+        let ticks = |spacing: Spacing| spacing.0.map_or(Ticks(u32::MAX), Ticks::from_duration);
+        abi::Settings {
+            new_flow_spacing: ticks(self.new_flows),
+            drop_spacing: ticks(self.drops),
+            ..abi::Settings::default()
         }
     }
 }

@@ -157,16 +157,16 @@ pub struct RawTimeouts {
     pub udp: Option<Span>,
 }
 
-/// `[events]`: of so many one becomes an event; 0: none.
+/// `[events]`: the shortest time between two events of a kind on one CPU, or `off`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RawEvents {
     /// New flows.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample_new_flows: Option<u32>,
+    pub new_flows: Option<Spacing>,
     /// Dropped packets.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub sample_drops: Option<u32>,
+    pub drops: Option<Spacing>,
 }
 
 /// `[[service]]`.
@@ -279,6 +279,42 @@ impl fmt::Display for Span {
             write!(f, "{}s", self.0.as_secs())
         } else {
             humantime::format_duration(self.0).fmt(f)
+        }
+    }
+}
+
+/// The time between two events, written `100ms`; or none at all, written `off`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Spacing(pub Option<Duration>);
+
+impl TryFrom<String> for Spacing {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        match &*text {
+            "off" => Ok(Self(None)),
+            text => match text.parse() {
+                Ok(Span(time)) => Ok(Self(Some(time))),
+                Err(_) => Err(format!(
+                    "{text:?} is no time between events: write 100ms, 1s or off"
+                )),
+            },
+        }
+    }
+}
+
+impl From<Spacing> for String {
+    fn from(spacing: Spacing) -> Self {
+        spacing.to_string()
+    }
+}
+
+impl fmt::Display for Spacing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(time) => Span(time).fmt(f),
+            None => f.write_str("off"),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The words that a configuration chooses from, each written one way in files, on the command
 //! line and in JSON.
 
-use lb_common::abi;
+use lb_common::{abi, datapath::select};
 
 /// An enum of words: its text, parsing with an error that lists the choices, serde, and the value
 /// that the maps hold.
@@ -79,6 +79,17 @@ words! {
         RoundRobin = "round-robin" => abi::Algorithm::ROUND_ROBIN,
         /// Maglev hashing over the client's address alone.
         SourceHash = "source-hash" => abi::Algorithm::SOURCE_HASH,
+    }
+}
+
+impl Algorithm {
+    /// As lookup tables are built for it.
+    pub const fn select(self) -> select::Algorithm {
+        match self {
+            Self::Maglev => select::Algorithm::Maglev,
+            Self::RoundRobin => select::Algorithm::RoundRobin,
+            Self::SourceHash => select::Algorithm::SourceHash,
+        }
     }
 }
 

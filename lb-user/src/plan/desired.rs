@@ -7,10 +7,10 @@ use std::{
 
 use lb_common::{
     abi::{
-        self, Address, Algorithm, Backend, BackendId, BackendState, Endpoint, EndpointKey, Port,
-        Role, ServiceId,
+        self, Address, Backend, BackendId, BackendState, Endpoint, EndpointKey, Port, Role,
+        ServiceId,
     },
-    datapath::select::{self, Candidate},
+    datapath::select::{self, Algorithm, Candidate},
 };
 
 use super::{Ids, Slots, Tables, is_there};
@@ -144,7 +144,7 @@ fn put_service(
     let slots = built.slots(
         id,
         Ingredients {
-            algorithm: service.algorithm.abi(),
+            algorithm: service.algorithm.select(),
             size: service.slots,
             candidates,
         },

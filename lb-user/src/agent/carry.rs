@@ -57,7 +57,8 @@ impl Agent {
                 .filter(|a| a.ifindex == link.index && !is_ours(&link.name, a.address));
             let on_link: Vec<(IpAddr, u8)> = on_link.map(|a| (a.address, a.prefix)).collect();
             others.extend(on_link.iter().map(|&(address, _)| address));
-            if self.is_attached(&link.name) {
+            let is_wanted = self.config.interfaces.iter().any(|i| i.name == link.name);
+            if is_wanted && self.is_attached(&link.name) {
                 networks.insert(link.name.clone(), on_link);
             }
         }

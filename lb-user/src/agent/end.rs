@@ -75,12 +75,12 @@ impl Agent {
                 notes.push(format!("detached from {}", attachment.name));
             }
         }
-        notes.extend(
-            self.state
-                .settings
-                .lines()
-                .map(|line| format!("put back {line}")),
-        );
+        if !self.state.settings.is_empty() {
+            notes.push(format!(
+                "put back {} kernel settings",
+                self.state.settings.lines().count()
+            ));
+        }
         sysctl::Settings::default()
             .restore(&self.state.settings)
             .context("cannot put back the kernel's settings")?;

@@ -1,1 +1,3 @@
-//! Placeholder.
+//! What the tests of the load balancer are made of.
+
+pub mod kernel;

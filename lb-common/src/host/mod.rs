@@ -6,9 +6,10 @@
 //! do, down to the cell that lies beyond a table's end.
 //!
 //! Reading order: [`packet`], [`tables`], [`flows`] (the traits); [`world`] (a fixed set-up);
-//! [`frame`] (frames made, read and described), [`traffic`] (random ones), [`fixtures`] (frames
+//! [`Balancer`] (both together); [`frame`] (frames made, read and described), [`traffic`] (random ones), [`fixtures`] (frames
 //! whose fate is written down).
 
+mod balancer;
 pub mod fixtures;
 pub mod flows;
 pub mod frame;
@@ -17,6 +18,7 @@ pub mod tables;
 pub mod traffic;
 pub mod world;
 
+pub use balancer::Balancer;
 pub use flows::HostFlows;
 pub use packet::HostPacket;
 pub use tables::{HostTables, Route};

@@ -254,7 +254,8 @@ impl World {
         let Some(service) = self.tables.services.get_mut(&id) else {
             return;
         };
-        let cells = select::build(service.algorithm, size, &candidates);
+        let algorithm = select::Algorithm::of(service.algorithm).expect("specs name algorithms");
+        let cells = select::build(algorithm, size, &candidates);
         service.slots = cells.len() as u32;
         service.fallback = candidates.first().map(|c| c.id).unwrap_or_default();
         self.tables.slots.insert(id, cells);

@@ -81,7 +81,11 @@ fn answers_to_a_client_that_opened_the_backend_itself_pass_untouched() {
     let syn = to("10.0.1.1:8080", 40_000, SYN);
     assert_eq!(lb.from_client(&syn).reason, Reason::DirectToBackend);
     for flags in [SYN | ACK, ACK, RST] {
-        untouched(&mut lb, &syn.clone().answer(flags), Reason::DirectFromBackend);
+        untouched(
+            &mut lb,
+            &syn.clone().answer(flags),
+            Reason::DirectFromBackend,
+        );
     }
     // Another client's answers are the service's.
     let other = to("10.0.1.1:8080", 40_001, SYN).answer(ACK);

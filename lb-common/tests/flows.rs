@@ -80,13 +80,23 @@ fn packet(id: ServiceId, port: u16, flags: u8) -> Frame {
 
 #[track_caller]
 fn forwarded(outcome: Outcome) -> Frame {
-    assert_eq!(outcome.reason, Reason::ToBackend, "{}", describe(&outcome.frame));
+    assert_eq!(
+        outcome.reason,
+        Reason::ToBackend,
+        "{}",
+        describe(&outcome.frame)
+    );
     Frame::read(&outcome.frame).expect("a forwarded frame is whole")
 }
 
 #[track_caller]
 fn answered(outcome: Outcome) -> Frame {
-    assert_eq!(outcome.reason, Reason::ToClient, "{}", describe(&outcome.frame));
+    assert_eq!(
+        outcome.reason,
+        Reason::ToClient,
+        "{}",
+        describe(&outcome.frame)
+    );
     Frame::read(&outcome.frame).expect("a forwarded frame is whole")
 }
 
@@ -103,7 +113,8 @@ fn open(lb: &mut Balancer, port: u16) -> (Frame, Frame) {
 }
 
 fn stage(lb: &Balancer, id: ServiceId, port: u16) -> Option<(Stage, FlowState)> {
-    lb.flow(id, client(port)).map(|(stage, flow)| (stage, flow.state))
+    lb.flow(id, client(port))
+        .map(|(stage, flow)| (stage, flow.state))
 }
 
 #[test]
@@ -165,7 +176,10 @@ fn a_draining_backend_keeps_all_flows_that_it_has() {
         assert_eq!(lb.backend(id, client(port)), had);
     }
     let refused = lb.from_client(&packet(WEB, 40_003, SYN));
-    assert_eq!((refused.verdict, refused.reason), (Verdict::Drop, Reason::NoBackend));
+    assert_eq!(
+        (refused.verdict, refused.reason),
+        (Verdict::Drop, Reason::NoBackend)
+    );
 }
 
 #[test]
@@ -176,11 +190,19 @@ fn a_disabled_backend_keeps_established_tcp_only() {
     let query = forwarded(lb.from_client(&packet(DNS, 40_002, 0)));
     answered(lb.from_backend(&query.answer(0)));
     forwarded(lb.from_client(&packet(DNS, 40_002, 0)));
-    for (id, port, keeps) in [(WEB, 40_000, true), (WEB, 40_001, false), (DNS, 40_002, false)] {
+    for (id, port, keeps) in [
+        (WEB, 40_000, true),
+        (WEB, 40_001, false),
+        (DNS, 40_002, false),
+    ] {
         let had = lb.backend(id, client(port)).expect("it has a flow");
         lb.world.set_state(had, BackendState::DISABLED);
         forwarded(lb.from_client(&packet(id, port, ACK)));
-        assert_eq!(lb.backend(id, client(port)) == Some(had), keeps, "{id:?} {port}");
+        assert_eq!(
+            lb.backend(id, client(port)) == Some(had),
+            keeps,
+            "{id:?} {port}"
+        );
         lb.world.set_state(had, BackendState::ENABLED);
     }
 }
@@ -219,7 +241,10 @@ fn a_flow_does_not_go_on_with_another_backend_of_the_same_id() {
     forwarded(lb.from_client(&packet(WEB, 40_000, ACK)));
     let (stage, flow) = lb.flow(WEB, client(40_000)).expect("it has a flow");
     assert_eq!(stage, Stage::New, "chosen anew");
-    assert_eq!(flow.generation, lb.world.tables.backends[&flow.backend].generation);
+    assert_eq!(
+        flow.generation,
+        lb.world.tables.backends[&flow.backend].generation
+    );
     assert_eq!(lb.flows.services[&WEB].new_flows, 2);
 }
 
@@ -255,7 +280,12 @@ fn a_flow_is_forgotten_after_the_idle_time_of_its_state() {
             assert_eq!(stage(&lb, id, 40_000).map(|s| s.1), Some(state));
             lb.flows.pass(Duration::from_secs(wait));
             forwarded(lb.from_client(&packet(id, 40_000, ACK)));
-            assert_eq!(lb.flows.services[&id].new_flows, flows, "{} {wait} s", state.name());
+            assert_eq!(
+                lb.flows.services[&id].new_flows,
+                flows,
+                "{} {wait} s",
+                state.name()
+            );
         }
     }
 }
@@ -312,7 +342,10 @@ fn nat_udp_is_confirmed_when_the_client_goes_on_after_an_answer() {
     answered(lb.from_backend(&query.answer(0)));
     assert_eq!(stage(&lb, DNS, 40_000), Some((Stage::New, FlowState::UDP)));
     forwarded(lb.from_client(&packet(DNS, 40_000, 0)));
-    assert_eq!(stage(&lb, DNS, 40_000), Some((Stage::Confirmed, FlowState::UDP)));
+    assert_eq!(
+        stage(&lb, DNS, 40_000),
+        Some((Stage::Confirmed, FlowState::UDP))
+    );
 }
 
 #[test]
@@ -349,7 +382,11 @@ fn nat_tcp_closes_after_fin_of_both_sides() {
         }
         assert_eq!(stage(&lb, WEB, 40_000), CLOSING);
         forwarded(lb.from_client(&ack));
-        assert_eq!(stage(&lb, WEB, 40_000), CLOSING, "the last ACK opens nothing");
+        assert_eq!(
+            stage(&lb, WEB, 40_000),
+            CLOSING,
+            "the last ACK opens nothing"
+        );
         forwarded(lb.from_client(&packet(WEB, 40_000, SYN)));
         let (_, flow) = lb.flow(WEB, client(40_000)).expect("a flow");
         assert_eq!((flow.state, flow.flags), (FlowState::HALF_OPEN, 0));
@@ -424,7 +461,10 @@ fn a_late_answer_of_another_backend_is_dropped() {
     lb.world.set_state(had, BackendState::DRAINING);
     forwarded(lb.from_client(&packet(WEB, 40_000, SYN)));
     let outcome = lb.from_backend(&at_backend.answer(SYN | ACK));
-    assert_eq!((outcome.verdict, outcome.reason), (Verdict::Drop, Reason::StaleAnswer));
+    assert_eq!(
+        (outcome.verdict, outcome.reason),
+        (Verdict::Drop, Reason::StaleAnswer)
+    );
 }
 
 #[test]
@@ -474,7 +514,10 @@ fn services_and_backends_count_what_they_carry() {
     answered(lb.from_backend(&at_backend.answer(ACK)));
     let after = lb.flows.backends[&id];
     assert_eq!(after.forward.packets, before.forward.packets + 1);
-    assert_eq!(after.forward.bytes, before.forward.bytes + sent.bytes().len() as u64);
+    assert_eq!(
+        after.forward.bytes,
+        before.forward.bytes + sent.bytes().len() as u64
+    );
     assert_eq!(after.back.packets, before.back.packets + 1);
     assert_eq!(after.new_flows, 1);
     assert_eq!(lb.flows.services[&WEB], after);

@@ -191,7 +191,6 @@ impl Flows for HostFlows {
     }
 
     fn insert(&mut self, key: &FlowKey, flow: Flow) {
-        self.confirmed.remove(key);
         self.new.insert(*key, flow);
     }
 

@@ -58,12 +58,12 @@ mod tests {
 
     #[test]
     fn a_header_is_lent_only_if_it_lies_in_the_frame_as_a_whole() {
-        let mut packet = HostPacket::new(&[1, 2, 3, 4, 5], 1);
-        assert_eq!(packet.length(), 5);
-        assert_eq!(packet.at::<Ports>(1).map(|p| p.source), Some([2, 3]));
-        assert!(packet.at::<Ports>(2).is_none());
-        assert!(packet.at_mut::<Ports>(2).is_none());
-        packet.at_mut::<Ports>(1).expect("it fits").source = [8, 9];
-        assert_eq!(packet.bytes(), [1, 8, 9, 4, 5]);
+        let mut packet = HostPacket::new(&[1, 2, 3, 4, 5, 6, 7], 1);
+        assert_eq!(packet.length(), 7);
+        assert_eq!(packet.at::<Ports>(2).map(|p| p.source), Some([3, 4]));
+        assert!(packet.at::<Ports>(4).is_none());
+        assert!(packet.at_mut::<Ports>(4).is_none());
+        packet.at_mut::<Ports>(2).expect("it fits").source = [8, 9];
+        assert_eq!(packet.bytes(), [1, 2, 8, 9, 5, 6, 7]);
     }
 }

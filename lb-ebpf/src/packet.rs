@@ -44,8 +44,8 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn at<H: Header>(&self, offset: usize) -> Option<&H> {
-        // SAFETY: in bounds by `place`; a header takes any bytes at any alignment; the frame is
-        // this run's alone, and `&self` keeps it from being changed while the header is lent.
+        // SAFETY: in bounds by `place`; a header takes any bytes; frames begin at even addresses and
+        // headers lie at even offsets, as their alignment asks; the frame is this run's alone, and `&self` keeps it from being changed while the header is lent.
         self.place(offset).map(|header| unsafe { &*header })
     }
 

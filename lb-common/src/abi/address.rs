@@ -87,10 +87,26 @@ impl From<u16> for Port {
     }
 }
 
-shared! {
-    /// An Ethernet MAC address.
-    pub struct Mac(pub [u8; 6]), 6 bytes
-}
+/// An Ethernet MAC address, aligned to two so that the program copies and compares words.
+#[repr(C, align(2))]
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    zerocopy::FromBytes,
+    zerocopy::IntoBytes,
+    zerocopy::Immutable,
+    zerocopy::KnownLayout,
+)]
+pub struct Mac(pub [u8; 6]);
+
+pod!(Mac, 6);
 
 #[cfg(test)]
 mod tests {

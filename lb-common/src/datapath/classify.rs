@@ -5,10 +5,10 @@
 
 use crate::{
     abi::{
-        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, Port, Reason, Role, Ticks,
-        limits,
+        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, Neighbour, Port, Reason,
+        Role, Ticks, limits,
     },
-    datapath::{Flows, Tables, parse::Parsed},
+    datapath::{Flows, Tables, parse::Parsed, track},
     wire::{
         ip,
         l4::{ACK, SYN},
@@ -27,8 +27,9 @@ pub enum Direction<'t> {
 pub struct Answer<'t> {
     /// The backend's endpoint, with the service that the answer belongs to.
     pub endpoint: &'t Endpoint,
-    /// Its flow, if there is an entry.
-    pub key: Option<FlowKey>,
+    /// If the flow has an entry: the service address that the client used, and the neighbour its
+    /// packets come from.
+    pub flow: Option<(Address, Neighbour)>,
 }
 
 /// Tells whose packet it is, or why it is not ours.
@@ -110,19 +111,24 @@ fn answer<'t, T: Tables, F: Flows>(
     tables: &'t T,
     flows: &mut F,
 ) -> Result<Direction<'t>, Reason> {
+    let now = flows.now();
     let mut endpoint = first;
     let mut stale = false;
     for nth in 1..=limits::SHARED_RETURNS {
         let key = flow_key(parsed.destination, parsed.destination_port, endpoint);
-        if let Some((_, flow)) = flows.find(&key) {
+        if let Some((stage, flow)) = flows.find(&key) {
             if flow.backend == endpoint.backend {
-                return match parsed.irregular() {
-                    Some(reason) => Err(reason),
-                    None => Ok(Direction::ToClient(Answer {
-                        endpoint,
-                        key: Some(key),
-                    })),
-                };
+                if let Some(reason) = parsed.irregular() {
+                    return Err(reason);
+                }
+                let found = (flow.address, flow.neighbour);
+                if track::from_backend(flow, stage, parsed, now) {
+                    flows.confirm(&key);
+                }
+                return Ok(Direction::ToClient(Answer {
+                    endpoint,
+                    flow: Some(found),
+                }));
             }
             stale = true;
         }
@@ -175,7 +181,7 @@ fn without_flow<'t, T: Tables, F: Flows>(
     }
     Ok(Direction::ToClient(Answer {
         endpoint,
-        key: None,
+        flow: None,
     }))
 }
 

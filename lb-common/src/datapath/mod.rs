@@ -53,7 +53,7 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
 ) -> (Verdict, Reason) {
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, parsed) {
-        Ok(()) => match forward(packet, parsed, tables, flows) {
+        Ok(()) => match forward(packet, parsed, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) => stop(reason, parsed, ifindex, flows),
         },
@@ -71,26 +71,27 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
 fn forward<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &Parsed,
+    length: u32,
     tables: &T,
     flows: &mut F,
 ) -> Result<Sent, Reason> {
-    let length = packet.length();
-    match classify::direction(parsed, tables, flows)? {
+    let step = match classify::direction(parsed, tables, flows)? {
         Direction::ToBackend(endpoint) => {
-            let service = tables.service(endpoint.service).ok_or(Reason::NoService)?;
+            let id = endpoint.service;
+            let service = tables.service(id).ok_or(Reason::NoService)?;
             let from = parse::neighbour(packet)?;
             let choice = select::backend(parsed, endpoint, service, &from, tables, flows)?;
-            flows.count_forward(endpoint.service, choice.id, length, choice.began);
-            rewrite::towards(packet, parsed, service, choice.backend, tables, flows)
+            flows.count_forward(id, choice.id, length, choice.began);
+            rewrite::towards(parsed, &from, service, choice.backend, tables, flows)?
         }
         Direction::ToClient(answer) => {
-            let service = tables
-                .service(answer.endpoint.service)
-                .ok_or(Reason::NoService)?;
-            flows.count_back(answer.endpoint.service, answer.endpoint.backend, length);
-            rewrite::back(packet, parsed, &answer, service, tables, flows)
+            let id = answer.endpoint.service;
+            let service = tables.service(id).ok_or(Reason::NoService)?;
+            flows.count_back(id, answer.endpoint.backend, length);
+            rewrite::back(parsed, packet.ifindex(), &answer, service, tables, flows)?
         }
-    }
+    };
+    rewrite::carry_out(packet, parsed, &step)
 }
 
 /// The end of a packet that does not go on: passed or dropped, as its reason says.

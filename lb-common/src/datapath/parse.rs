@@ -64,6 +64,8 @@ pub struct Parsed {
     pub acknowledgement: [u8; 4],
     /// Length of the IP packet in bytes.
     pub length: u16,
+    /// TTL or hop limit.
+    pub ttl: u8,
     /// TOS or traffic class, for routing.
     pub tos: u8,
     /// See [`Self::irregular`]: the reason's number, 0 for none.
@@ -95,6 +97,7 @@ impl Default for Parsed {
             sequence: [0; 4],
             acknowledgement: [0; 4],
             length: 0,
+            ttl: 0,
             tos: 0,
             irregular: 0,
         }
@@ -166,6 +169,7 @@ fn v4<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Layer3, Reason> {
     parsed.source = Address::v4(header.source);
     parsed.destination = Address::v4(header.destination);
     parsed.length = length;
+    parsed.ttl = header.ttl;
     parsed.tos = header.tos;
     let irregular = if header.more_fragments() {
         Some(Reason::FirstFragment)
@@ -194,6 +198,7 @@ fn v6<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Layer3, Reason> {
     parsed.source = Address(header.source);
     parsed.destination = Address(header.destination);
     parsed.length = length;
+    parsed.ttl = header.hop_limit;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);
     let layer = Layer3 {
         protocol: header.next_header,

@@ -4,20 +4,18 @@
 //! An unresolved backend means a drop: the kernel would take the packet for its own, since the
 //! service address may be on the load balancer, and answer the client with a RST.
 
-use crate::{
-    abi::{Backend, Reason},
-    datapath::{Packet, Sent},
-};
+use super::Step;
+use crate::abi::{Backend, Reason};
 
-/// Sends a client's packet to its backend.
+/// Decides what happens to a client's packet.
 #[inline(always)]
-pub(super) fn towards<P: Packet>(packet: &mut P, backend: &Backend) -> Result<Sent, Reason> {
+pub(super) fn towards(backend: &Backend) -> Result<Step, Reason> {
     if !backend.neighbour.is_resolved() {
         return Err(Reason::BackendUnresolved);
     }
-    let verdict = super::address(packet, &backend.neighbour)?;
-    Ok(Sent {
-        verdict,
+    Ok(Step {
+        translation: None,
+        next: backend.neighbour,
         reason: Reason::ToBackend,
     })
 }

@@ -1,47 +1,90 @@
 //! How a packet is changed on its way, by the service's mode. One file per mode.
 //!
-//! Promises that a packet is either changed whole, checksums included, or not at all: whatever can
-//! fail is asked before the first byte is written.
+//! First it is decided, as a [`Step`], then written ([`carry_out`]): whatever can fail is asked
+//! before the first byte changes.
 
 mod dsr_l2;
 mod nat;
 
 use crate::{
-    abi::{Address, Backend, BackendId, EventKind, Mode, Neighbour, Reason, Service, ServiceId},
+    abi::{
+        Address, Backend, BackendId, EventKind, Mode, Neighbour, Port, Reason, Service, ServiceId,
+    },
     datapath::{Flows, Packet, Report, Sent, Tables, Verdict, classify::Answer, parse::Parsed},
     wire::eth::EthernetHeader,
 };
 
-/// Changes a client's packet and sends it to its backend.
+/// What will be done to a packet.
+pub struct Step {
+    /// What is rewritten in the IP packet, if anything.
+    translation: Option<Translation>,
+    /// Where the frame goes; an unresolved neighbour: to the kernel, which routes the packet.
+    next: Neighbour,
+    /// Its counter.
+    reason: Reason,
+}
+
+/// A new address and port for one end of a packet.
+struct Translation {
+    end: End,
+    address: Address,
+    port: Port,
+}
+
+/// An end of a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Source,
+    Destination,
+}
+
+/// Decides what happens to a client's packet for a backend.
 #[inline(always)]
-pub fn towards<P: Packet, T: Tables, F: Flows>(
-    packet: &mut P,
+pub fn towards<T: Tables, F: Flows>(
     parsed: &Parsed,
+    from: &Neighbour,
     service: &Service,
     backend: &Backend,
     tables: &T,
     flows: &mut F,
-) -> Result<Sent, Reason> {
+) -> Result<Step, Reason> {
     if !backend.neighbour.is_resolved() {
-        ask(parsed, &backend.address, packet.ifindex(), flows);
+        ask(parsed, &backend.address, from.ifindex, flows);
     }
     match service.mode {
-        Mode::DSR_L2 => dsr_l2::towards(packet, backend),
-        _ => nat::towards(packet, parsed, backend, tables),
+        Mode::DSR_L2 => dsr_l2::towards(backend),
+        _ => nat::towards(parsed, backend, tables),
     }
 }
 
-/// Changes a backend's answer and sends it to its client. Only `nat` has any.
+/// Decides what happens to a backend's answer. Only `nat` has any.
 #[inline(always)]
-pub fn back<P: Packet, T: Tables, F: Flows>(
-    packet: &mut P,
+pub fn back<T: Tables, F: Flows>(
     parsed: &Parsed,
+    ifindex: u32,
     answer: &Answer<'_>,
     service: &Service,
     tables: &T,
     flows: &mut F,
-) -> Result<Sent, Reason> {
-    nat::back(packet, parsed, answer, service, tables, flows)
+) -> Result<Step, Reason> {
+    nat::back(parsed, ifindex, answer, service, tables, flows)
+}
+
+/// Changes the packet and sends it.
+#[inline(always)]
+pub fn carry_out<P: Packet>(packet: &mut P, parsed: &Parsed, step: &Step) -> Result<Sent, Reason> {
+    if let Some(translation) = &step.translation {
+        nat::translate(packet, parsed, translation, step.next.is_resolved())?;
+    }
+    let verdict = if step.next.is_resolved() {
+        address(packet, &step.next)?
+    } else {
+        Verdict::Pass
+    };
+    Ok(Sent {
+        verdict,
+        reason: step.reason,
+    })
 }
 
 /// Asks the agent to resolve the next hop towards an address.

@@ -4,13 +4,13 @@
 //! The load balancer routes here: TTL or hop limit goes down by one, and a packet whose is used up
 //! is dropped. Checksums are updated, not computed (RFC 1624).
 
+use super::{End, Step, Translation};
 use crate::{
-    abi::{Address, Backend, Neighbour, Port, Reason, Service},
+    abi::{Address, Backend, Neighbour, Reason, Service},
     datapath::{
-        Flows, Packet, Sent, Tables, Verdict,
+        Flows, Packet, Tables,
         classify::Answer,
         parse::{Family, L3, Parsed},
-        track,
     },
     wire::{
         checksum::Delta,
@@ -19,156 +19,87 @@ use crate::{
     },
 };
 
-/// Which end of the packet is rewritten.
-#[derive(Clone, Copy)]
-enum End {
-    Source,
-    Destination,
-}
-
-/// Whether the load balancer forwards the packet itself, and so counts as a hop.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Hop {
-    Counted,
-    /// The kernel forwards it, and counts.
-    Kernel,
-}
-
-/// Sends a client's packet to its backend.
+/// Decides what happens to a client's packet.
 #[inline(always)]
-pub(super) fn towards<P: Packet, T: Tables>(
-    packet: &mut P,
+pub(super) fn towards<T: Tables>(
     parsed: &Parsed,
     backend: &Backend,
     tables: &T,
-) -> Result<Sent, Reason> {
-    alive(packet, parsed)?;
-    let routed;
-    let (neighbour, reason) = if backend.neighbour.is_resolved() {
-        (&backend.neighbour, Reason::ToBackend)
-    } else if let Some(neighbour) = tables.route(parsed, &parsed.source, &backend.address) {
-        routed = neighbour;
-        (&routed, Reason::ToBackendRouted)
+) -> Result<Step, Reason> {
+    alive(parsed)?;
+    let (next, reason) = if backend.neighbour.is_resolved() {
+        (backend.neighbour, Reason::ToBackend)
     } else {
-        rewrite(
-            packet,
-            parsed,
-            End::Destination,
-            &backend.address,
-            backend.port,
-            Hop::Kernel,
-        )?;
-        return Ok(Sent {
-            verdict: Verdict::Pass,
-            reason: Reason::ToBackendViaKernel,
-        });
+        match tables.route(parsed, &parsed.source, &backend.address) {
+            Some(neighbour) => (neighbour, Reason::ToBackendRouted),
+            None => (Neighbour::default(), Reason::ToBackendViaKernel),
+        }
     };
-    rewrite(
-        packet,
-        parsed,
-        End::Destination,
-        &backend.address,
-        backend.port,
-        Hop::Counted,
-    )?;
-    let verdict = super::address(packet, neighbour)?;
-    Ok(Sent { verdict, reason })
+    Ok(Step {
+        translation: Some(Translation {
+            end: End::Destination,
+            address: backend.address,
+            port: backend.port,
+        }),
+        next,
+        reason,
+    })
 }
 
-/// Sends a backend's answer to its client.
+/// Decides what happens to a backend's answer.
 #[inline(always)]
-pub(super) fn back<P: Packet, T: Tables, F: Flows>(
-    packet: &mut P,
+pub(super) fn back<T: Tables, F: Flows>(
     parsed: &Parsed,
+    ifindex: u32,
     answer: &Answer<'_>,
     service: &Service,
     tables: &T,
     flows: &mut F,
-) -> Result<Sent, Reason> {
-    alive(packet, parsed)?;
-    let port = answer.endpoint.port;
-    if let Some(key) = &answer.key {
-        let now = flows.now();
-        if let Some((stage, flow)) = flows.find(key) {
-            let confirmed = track::from_backend(flow, stage, parsed, now);
-            rewrite(
-                packet,
-                parsed,
-                End::Source,
-                &flow.address,
-                port,
-                Hop::Counted,
-            )?;
-            let verdict = super::address(packet, &flow.neighbour)?;
-            if confirmed {
-                flows.confirm(key);
+) -> Result<Step, Reason> {
+    alive(parsed)?;
+    let (address, next, reason) = match answer.flow {
+        Some((address, neighbour)) => (address, neighbour, Reason::ToClient),
+        None => match tables.route(parsed, &service.address, &parsed.destination) {
+            Some(neighbour) => (service.address, neighbour, Reason::ToClientRouted),
+            None => {
+                super::ask(parsed, &parsed.destination, ifindex, flows);
+                return Err(Reason::ClientUnresolved);
             }
-            return Ok(Sent {
-                verdict,
-                reason: Reason::ToClient,
-            });
-        }
-    }
-    let Some(neighbour) = tables.route(parsed, &service.address, &parsed.destination) else {
-        super::ask(parsed, &parsed.destination, packet.ifindex(), flows);
-        return Err(Reason::ClientUnresolved);
+        },
     };
-    send(
-        packet,
-        parsed,
-        &service.address,
-        port,
-        &neighbour,
-        Reason::ToClientRouted,
-    )
-}
-
-#[inline(always)]
-fn send<P: Packet>(
-    packet: &mut P,
-    parsed: &Parsed,
-    source: &Address,
-    port: Port,
-    neighbour: &Neighbour,
-    reason: Reason,
-) -> Result<Sent, Reason> {
-    rewrite(packet, parsed, End::Source, source, port, Hop::Counted)?;
-    let verdict = super::address(packet, neighbour)?;
-    Ok(Sent { verdict, reason })
+    Ok(Step {
+        translation: Some(Translation {
+            end: End::Source,
+            address,
+            port: answer.endpoint.port,
+        }),
+        next,
+        reason,
+    })
 }
 
 /// Fails if the packet may go no further.
 #[inline(always)]
-fn alive<P: Packet>(packet: &P, parsed: &Parsed) -> Result<(), Reason> {
-    let ttl = match parsed.family {
-        Family::V4 => packet.at::<Ipv4Header>(L3).ok_or(Reason::Malformed)?.ttl,
-        Family::V6 => {
-            packet
-                .at::<Ipv6Header>(L3)
-                .ok_or(Reason::Malformed)?
-                .hop_limit
-        }
-    };
-    if ttl <= 1 {
-        Err(Reason::TtlExceeded)
-    } else {
-        Ok(())
+fn alive(parsed: &Parsed) -> Result<(), Reason> {
+    if parsed.ttl <= 1 {
+        return Err(Reason::TtlExceeded);
     }
+    Ok(())
 }
 
 /// Puts an address and port into one end of the packet and brings the checksums up to date.
+/// `is_hop`: the load balancer forwards the packet itself; otherwise the kernel does, and counts.
 #[inline(always)]
-fn rewrite<P: Packet>(
+pub(super) fn translate<P: Packet>(
     packet: &mut P,
     parsed: &Parsed,
-    end: End,
-    address: &Address,
-    port: Port,
-    hop: Hop,
+    translation: &Translation,
+    is_hop: bool,
 ) -> Result<(), Reason> {
+    let Translation { end, address, port } = translation;
     let delta = match parsed.family {
-        Family::V4 => v4(packet, end, address, hop)?,
-        Family::V6 => v6(packet, end, address, hop)?,
+        Family::V4 => v4(packet, *end, address, is_hop)?,
+        Family::V6 => v6(packet, *end, address, is_hop)?,
     };
     let l4 = parsed.family.l4();
     if parsed.protocol == ip::TCP {
@@ -195,7 +126,12 @@ fn rewrite<P: Packet>(
 
 /// The IPv4 header. Returns what the pseudo-header has changed by.
 #[inline(always)]
-fn v4<P: Packet>(packet: &mut P, end: End, address: &Address, hop: Hop) -> Result<Delta, Reason> {
+fn v4<P: Packet>(
+    packet: &mut P,
+    end: End,
+    address: &Address,
+    is_hop: bool,
+) -> Result<Delta, Reason> {
     let header: &mut Ipv4Header = packet.at_mut(L3).ok_or(Reason::Malformed)?;
     let new = address.v4_bytes();
     let place = match end {
@@ -205,7 +141,7 @@ fn v4<P: Packet>(packet: &mut P, end: End, address: &Address, hop: Hop) -> Resul
     let addresses = Delta::NONE.words2(*place, new);
     *place = new;
     let mut delta = addresses;
-    if hop == Hop::Counted {
+    if is_hop {
         let before = [header.ttl, header.protocol];
         header.ttl -= 1;
         delta = delta.word(before, [header.ttl, header.protocol]);
@@ -216,7 +152,12 @@ fn v4<P: Packet>(packet: &mut P, end: End, address: &Address, hop: Hop) -> Resul
 
 /// The IPv6 header. Returns what the pseudo-header has changed by.
 #[inline(always)]
-fn v6<P: Packet>(packet: &mut P, end: End, address: &Address, hop: Hop) -> Result<Delta, Reason> {
+fn v6<P: Packet>(
+    packet: &mut P,
+    end: End,
+    address: &Address,
+    is_hop: bool,
+) -> Result<Delta, Reason> {
     let header: &mut Ipv6Header = packet.at_mut(L3).ok_or(Reason::Malformed)?;
     let place = match end {
         End::Source => &mut header.source,
@@ -224,7 +165,7 @@ fn v6<P: Packet>(packet: &mut P, end: End, address: &Address, hop: Hop) -> Resul
     };
     let delta = Delta::NONE.words8(place, &address.0);
     *place = address.0;
-    if hop == Hop::Counted {
+    if is_hop {
         header.hop_limit -= 1;
     }
     Ok(delta)

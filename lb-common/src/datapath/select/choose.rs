@@ -8,7 +8,8 @@ use super::{maglev, round_robin};
 use crate::{
     abi::{
         Algorithm, Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey,
-        EventKind, Flow, FlowKey, FlowState, Mode, Neighbour, Port, Reason, Service, Ticks, limits,
+        EventKind, Flow, FlowKey, FlowState, Mode, Neighbour, Port, Reason, Service, ServiceId,
+        Ticks, limits,
     },
     datapath::{
         Flows, Report, Tables, classify,
@@ -146,26 +147,47 @@ fn choose<'t, T: Tables, F: Flows>(
         _ => 0,
     };
     let mut why = Reason::NoBackend;
+    let mut attempt = 0;
+    // A backend that cannot take the conversation is replaced by the next one, once.
+    for _ in 0..2 {
+        let (id, backend, next) =
+            eligible(parsed, endpoint.service, service, ticket, attempt, tables).ok_or(why)?;
+        if service.mode != Mode::NAT || !is_taken(parsed, endpoint, backend, now, tables, flows) {
+            return Ok((id, backend));
+        }
+        why = Reason::ConversationTaken;
+        attempt = next;
+    }
+    Err(why)
+}
+
+/// The first backend, from an attempt on, that takes new flows, and the attempt after it.
+#[inline(always)]
+fn eligible<'t, T: Tables>(
+    parsed: &Parsed,
+    service_id: ServiceId,
+    service: &Service,
+    ticket: u32,
+    first: u32,
+    tables: &'t T,
+) -> Option<(BackendId, &'t Backend, u32)> {
     for attempt in 0..=limits::ATTEMPTS {
+        if attempt < first {
+            continue;
+        }
         let id = if attempt == limits::ATTEMPTS {
             service.fallback
         } else {
             let cell = cell(parsed, service, ticket, attempt);
-            tables.slot(endpoint.service, cell).unwrap_or_default()
+            tables.slot(service_id, cell).unwrap_or_default()
         };
-        let Some(backend) = tables.backend(id) else {
-            continue;
-        };
-        if !backend.state.is_eligible() {
-            continue;
+        if let Some(backend) = tables.backend(id)
+            && backend.state.is_eligible()
+        {
+            return Some((id, backend, attempt + 1));
         }
-        if service.mode == Mode::NAT && is_taken(parsed, endpoint, backend, now, tables, flows) {
-            why = Reason::ConversationTaken;
-            continue;
-        }
-        return Ok((id, backend));
     }
-    Err(why)
+    None
 }
 
 /// The cell that a service's algorithm picks for a client.

@@ -83,7 +83,10 @@ static TABLE: LruHashMap<FlowKey, Flow, { limits::FLOWS as usize }> = LruHashMap
 /// Gives the program under test a fresh packet, for `BPF_PROG_TEST_RUN`.
 #[xdp]
 fn harness(ctx: XdpContext) -> u32 {
-    if undo_head_move(ctx.ctx).and_then(|()| renew(ctx.ctx)).is_none() {
+    if undo_head_move(ctx.ctx)
+        .and_then(|()| renew(ctx.ctx))
+        .is_none()
+    {
         return xdp_action::XDP_ABORTED;
     }
     // SAFETY: the context is the program's own. Nothing here needs dropping.
@@ -193,7 +196,13 @@ fn renew(ctx: *mut xdp_md) -> Option<()> {
             *place = client.address;
             ip.checksum = delta.apply(ip.checksum);
             let protocol = ip.protocol;
-            port(&mut packet, EthernetHeader::LEN + Ipv4Header::LEN, protocol, delta, client.port)
+            port(
+                &mut packet,
+                EthernetHeader::LEN + Ipv4Header::LEN,
+                protocol,
+                delta,
+                client.port,
+            )
         }
         _ => {
             let ip: &mut Ipv6Header = packet.at_mut(EthernetHeader::LEN)?;
@@ -206,14 +215,26 @@ fn renew(ctx: *mut xdp_md) -> Option<()> {
             let delta = Delta::NONE.words2(old, client.address);
             place[12..].copy_from_slice(&client.address);
             let protocol = ip.next_header;
-            port(&mut packet, EthernetHeader::LEN + Ipv6Header::LEN, protocol, delta, client.port)
+            port(
+                &mut packet,
+                EthernetHeader::LEN + Ipv6Header::LEN,
+                protocol,
+                delta,
+                client.port,
+            )
         }
     }
 }
 
 /// Writes the client's port into the header at `offset`, and brings its checksum up to date.
 #[inline(always)]
-fn port(packet: &mut XdpPacket, offset: usize, protocol: u8, delta: Delta, port: [u8; 2]) -> Option<()> {
+fn port(
+    packet: &mut XdpPacket,
+    offset: usize,
+    protocol: u8,
+    delta: Delta,
+    port: [u8; 2],
+) -> Option<()> {
     if protocol == ip::TCP {
         let tcp: &mut TcpHeader = packet.at_mut(offset)?;
         let place = if TO_CLIENT.load() == 0 {

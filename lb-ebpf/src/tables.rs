@@ -258,9 +258,7 @@ impl Flows for BpfTables {
         // SAFETY: as in `route`.
         let place = unsafe { &mut (*scratch).flow };
         *place = flow;
-        // An expired or abandoned entry of this key must not hide the new one. Either step fails
-        // only when memory is short; the packet is then forwarded without an entry.
-        let _ = FLOWS.remove(key);
+        // Fails only when memory is short; the packet is then forwarded without an entry.
         let _ = NEW_FLOWS.insert(key, &*place, 0);
     }
 

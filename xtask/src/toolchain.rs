@@ -78,6 +78,23 @@ impl Way {
         }
     }
 
+    /// The major version of the compiler's LLVM, which the linker's must not be older than.
+    ///
+    /// # Errors
+    ///
+    /// Says that there is no compiler, or that it does not tell.
+    pub(crate) fn llvm(self) -> Result<u32, String> {
+        let mut rustc = match self {
+            Self::Debian => Command::new(DEBIAN_RUSTC),
+            Self::Rustup => nightly("rustc"),
+        };
+        let told = output(rustc.arg("-vV"))?;
+        told.lines()
+            .find_map(|line| line.strip_prefix("LLVM version: "))
+            .and_then(|number| number.split('.').next()?.parse().ok())
+            .ok_or_else(|| "rustc does not tell its LLVM version".to_owned())
+    }
+
     /// Whether the way has a clippy of its own, which `cargo xtask check` needs and a build does not.
     pub(crate) fn clippy(self) -> Part {
         let found = match self {
@@ -332,6 +349,12 @@ fn executable(file: &Path) -> Result<String, String> {
 
 /// The first line that `command` prints, if it succeeds.
 fn first_line(command: &mut Command) -> Result<String, String> {
+    let text = output(command)?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What `command` prints, if it succeeds.
+fn output(command: &mut Command) -> Result<String, String> {
     let program = command.get_program().display().to_string();
     // A build script runs under the surrounding toolchain's library path, which is not meant for
     // another toolchain's programs.
@@ -345,8 +368,7 @@ fn first_line(command: &mut Command) -> Result<String, String> {
         let reason = stderr.lines().next().unwrap_or("no reason given");
         return Err(format!("{program} fails ({reason})"));
     }
-    let stdout = String::from_utf8_lossy(&output.stdout);
-    Ok(stdout.lines().next().unwrap_or_default().to_owned())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// Major and minor of the first version number in `line`.

@@ -98,7 +98,7 @@ shared! {
         /// Any of [`Flow::ANSWERED`], [`Flow::CLIENT_FIN`], [`Flow::BACKEND_FIN`].
         pub flags: u8,
         /// Zero.
-        pub reserved: [u8; 6],
+        pub reserved: [u16; 3],
     }
 }
 
@@ -129,9 +129,9 @@ shared! {
         /// The backend's port.
         pub backend_port: Port,
         /// IP protocol number.
-        pub protocol: u8,
+        pub protocol: u16,
         /// Zero.
-        pub reserved: [u8; 3],
+        pub reserved: u16,
     }
 }
 

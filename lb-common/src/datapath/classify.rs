@@ -76,8 +76,8 @@ fn opened_directly<F: Flows>(parsed: &Parsed, endpoint: &Endpoint, flows: &mut F
         backend: parsed.destination,
         client_port: parsed.source_port,
         backend_port: parsed.destination_port,
-        protocol: parsed.protocol,
-        reserved: [0; 3],
+        protocol: u16::from(parsed.protocol),
+        reserved: 0,
     };
     let now = flows.now();
     if let Some(direct) = flows.direct(&conversation) {
@@ -161,8 +161,8 @@ fn without_flow<'t, T: Tables, F: Flows>(
         backend: parsed.source,
         client_port: parsed.destination_port,
         backend_port: parsed.source_port,
-        protocol: parsed.protocol,
-        reserved: [0; 3],
+        protocol: u16::from(parsed.protocol),
+        reserved: 0,
     };
     if is_direct(&conversation, endpoint, tables, flows) {
         return Err(Reason::DirectFromBackend);
@@ -197,9 +197,9 @@ fn is_direct<T: Tables, F: Flows>(
     let Some(service) = tables.service(endpoint.service) else {
         return true;
     };
-    let idle_time = match conversation.protocol {
-        ip::TCP => service.timeouts.established,
-        _ => service.timeouts.udp,
+    let idle_time = match conversation.protocol == u16::from(ip::TCP) {
+        true => service.timeouts.established,
+        false => service.timeouts.udp,
     };
     match flows.direct(conversation) {
         Some(direct) if direct.seen.age(now) <= idle_time => true,

@@ -17,7 +17,7 @@ pub use tables::{Began, Flows, Report, Stage, Tables};
 
 use crate::{
     abi::{BackendId, EventKind, Fate, Reason, ServiceId},
-    datapath::{classify::Direction, parse::Parsed},
+    datapath::{classify::Direction, parse::Parsed, rewrite::Mode, select::Request},
 };
 
 /// What the driver does with the frame.
@@ -52,7 +52,7 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
     flows: &mut F,
 ) -> (Verdict, Reason) {
     let (ifindex, length) = (packet.ifindex(), packet.length());
-    let sent = match parse::packet(packet, parsed) {
+    let sent = match parse::packet(packet, length, parsed) {
         Ok(()) => match forward(packet, parsed, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) => stop(reason, parsed, ifindex, flows),
@@ -79,10 +79,19 @@ fn forward<P: Packet, T: Tables, F: Flows>(
         Direction::ToBackend(endpoint) => {
             let id = endpoint.service;
             let service = tables.service(id).ok_or(Reason::NoService)?;
+            let mode = Mode::of(service.mode).ok_or(Reason::NoService)?;
             let from = parse::neighbour(packet)?;
-            let choice = select::backend(parsed, endpoint, service, &from, tables, flows)?;
+            let request = Request {
+                parsed,
+                endpoint,
+                service,
+                mode,
+                from: &from,
+                now: flows.now(),
+            };
+            let choice = select::backend(&request, tables, flows)?;
             flows.count_forward(id, choice.id, length, choice.began);
-            rewrite::towards(parsed, &from, service, choice.backend, tables, flows)?
+            rewrite::towards(parsed, &from, mode, choice.backend, tables, flows)?
         }
         Direction::ToClient(answer) => {
             let id = answer.endpoint.service;

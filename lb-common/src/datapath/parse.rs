@@ -113,9 +113,9 @@ struct Layer3 {
     irregular: Option<Reason>,
 }
 
-/// Reads a frame up to its ports, or says why it is not ours.
+/// Reads a frame of `length` bytes up to its ports, or says why it is not ours.
 #[inline(always)]
-pub fn packet<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<(), Reason> {
+pub fn packet<P: Packet>(packet: &P, length: u32, parsed: &mut Parsed) -> Result<(), Reason> {
     let ethernet: &EthernetHeader = packet.at(0).ok_or(Reason::Malformed)?;
     let family = match ethernet.ether_type {
         eth::IPV4 => Family::V4,
@@ -127,8 +127,8 @@ pub fn packet<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<(), Reason> 
     }
     parsed.family = family;
     let layer = match family {
-        Family::V4 => v4(packet, parsed)?,
-        Family::V6 => v6(packet, parsed)?,
+        Family::V4 => v4(packet, length, parsed)?,
+        Family::V6 => v6(packet, length, parsed)?,
     };
     parsed.protocol = layer.protocol;
     parsed.irregular = layer.irregular.map_or(0, |reason| reason as u8);
@@ -152,14 +152,14 @@ pub fn neighbour<P: Packet>(packet: &P) -> Result<Neighbour, Reason> {
 }
 
 #[inline(always)]
-fn v4<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Layer3, Reason> {
+fn v4<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, Reason> {
     let header: &Ipv4Header = packet.at(L3).ok_or(Reason::Malformed)?;
     let header_length = header.header_length();
     let length = u16::from_be_bytes(header.total_length);
     if header.version() != 4
         || usize::from(header_length) < Ipv4Header::LEN
         || length < header_length
-        || packet.length() < L3 as u32 + u32::from(length)
+        || frame < L3 as u32 + u32::from(length)
     {
         return Err(Reason::Malformed);
     }
@@ -187,16 +187,16 @@ fn v4<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Layer3, Reason> {
 }
 
 #[inline(always)]
-fn v6<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Layer3, Reason> {
+fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, Reason> {
     let header: &Ipv6Header = packet.at(L3).ok_or(Reason::Malformed)?;
     let length = (Ipv6Header::LEN as u16)
         .checked_add(u16::from_be_bytes(header.payload_length))
         .ok_or(Reason::Malformed)?;
-    if header.version() != 6 || packet.length() < L3 as u32 + u32::from(length) {
+    if header.version() != 6 || frame < L3 as u32 + u32::from(length) {
         return Err(Reason::Malformed);
     }
-    parsed.source = Address(header.source);
-    parsed.destination = Address(header.destination);
+    parsed.source = Address::v6(&header.source);
+    parsed.destination = Address::v6(&header.destination);
     parsed.length = length;
     parsed.ttl = header.hop_limit;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);

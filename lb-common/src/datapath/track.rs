@@ -7,8 +7,8 @@
 //! when it goes on a second after the first packet.
 
 use crate::{
-    abi::{Flow, FlowState, Mode, Neighbour, Ticks},
-    datapath::{Stage, parse::Parsed},
+    abi::{Flow, FlowState, Neighbour, Ticks},
+    datapath::{Stage, parse::Parsed, rewrite::Mode},
     wire::{
         ip,
         l4::{ACK, FIN, RST, SYN},
@@ -56,22 +56,22 @@ pub fn from_client(
     }
     let confirmed = stage == Stage::New
         && match mode {
-            Mode::NAT if parsed.protocol == ip::TCP => {
+            Mode::Nat if parsed.protocol == ip::TCP => {
                 flow.flags & Flow::ANSWERED != 0
                     && parsed.flags & (ACK | RST) == ACK
                     && parsed.acknowledgement == flow.awaited
             }
-            Mode::NAT => flow.flags & Flow::ANSWERED != 0,
-            _ => parsed.flags & RST == 0 && flow.made.age(now).0 >= Ticks::PER_SECOND,
+            Mode::Nat => flow.flags & Flow::ANSWERED != 0,
+            Mode::DsrL2 => parsed.flags & RST == 0 && flow.made.age(now).0 >= Ticks::PER_SECOND,
         };
     if parsed.protocol == ip::TCP {
         if parsed.flags & FIN != 0 {
             flow.flags |= Flow::CLIENT_FIN;
         }
         let established = confirmed || stage == Stage::Confirmed;
-        let both = match mode {
-            Mode::NAT => Flow::CLIENT_FIN | Flow::BACKEND_FIN,
-            _ => Flow::CLIENT_FIN,
+        let both = match mode.sees_answers() {
+            true => Flow::CLIENT_FIN | Flow::BACKEND_FIN,
+            false => Flow::CLIENT_FIN,
         };
         settle(flow, parsed, both, established);
     }

@@ -8,11 +8,41 @@ mod nat;
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, EventKind, Mode, Neighbour, Port, Reason, Service, ServiceId,
+        self, Address, Backend, BackendId, EventKind, Neighbour, Port, Reason, Service, ServiceId,
     },
     datapath::{Flows, Packet, Report, Sent, Tables, Verdict, classify::Answer, parse::Parsed},
     wire::eth::EthernetHeader,
 };
+
+/// How a service's packets are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Destination rewritten; the answer comes back through the load balancer.
+    Nat,
+    /// MAC addresses rewritten; the backend answers directly.
+    DsrL2,
+}
+
+impl Mode {
+    /// The mode with this number; none for numbers of other versions.
+    #[inline(always)]
+    pub fn of(number: abi::Mode) -> Option<Self> {
+        match number {
+            abi::Mode::NAT => Some(Self::Nat),
+            abi::Mode::DSR_L2 => Some(Self::DsrL2),
+            _ => None,
+        }
+    }
+
+    /// Whether backends' answers come back through the load balancer.
+    #[inline(always)]
+    pub const fn sees_answers(self) -> bool {
+        match self {
+            Self::Nat => true,
+            Self::DsrL2 => false,
+        }
+    }
+}
 
 /// What will be done to a packet.
 pub struct Step {
@@ -43,7 +73,7 @@ enum End {
 pub fn towards<T: Tables, F: Flows>(
     parsed: &Parsed,
     from: &Neighbour,
-    service: &Service,
+    mode: Mode,
     backend: &Backend,
     tables: &T,
     flows: &mut F,
@@ -51,9 +81,9 @@ pub fn towards<T: Tables, F: Flows>(
     if !backend.neighbour.is_resolved() {
         ask(parsed, &backend.address, from.ifindex, flows);
     }
-    match service.mode {
-        Mode::DSR_L2 => dsr_l2::towards(backend),
-        _ => nat::towards(parsed, backend, tables),
+    match mode {
+        Mode::Nat => nat::towards(parsed, backend, tables),
+        Mode::DsrL2 => dsr_l2::towards(backend),
     }
 }
 

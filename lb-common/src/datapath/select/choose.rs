@@ -4,20 +4,36 @@
 //! that takes no new flows is passed over by picking again, the same way on every load balancer,
 //! so that a change of its state counts from the next packet on, before any table is rebuilt.
 
-use super::{maglev, round_robin};
+use super::{Algorithm, maglev, round_robin};
 use crate::{
     abi::{
-        Algorithm, Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey,
-        EventKind, Flow, FlowKey, FlowState, Mode, Neighbour, Port, Reason, Service, ServiceId,
-        Ticks, limits,
+        Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey, EventKind, Flow,
+        FlowKey, FlowState, Neighbour, Port, Reason, Service, Ticks, limits,
     },
     datapath::{
         Flows, Report, Tables, classify,
         parse::Parsed,
+        rewrite::Mode,
         tables::{Began, Stage},
         track,
     },
 };
+
+/// A client's packet that needs a backend.
+pub struct Request<'p> {
+    /// The packet.
+    pub parsed: &'p Parsed,
+    /// The service's endpoint it came to.
+    pub endpoint: &'p Endpoint,
+    /// The service.
+    pub service: &'p Service,
+    /// The service's mode.
+    pub mode: Mode,
+    /// The neighbour it came from.
+    pub from: &'p Neighbour,
+    /// When.
+    pub now: Ticks,
+}
 
 /// The backend of a packet.
 pub struct Choice<'t> {
@@ -32,16 +48,15 @@ pub struct Choice<'t> {
 /// The backend of a client's packet: its flow's, else one chosen and remembered now.
 #[inline(always)]
 pub fn backend<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
-    service: &Service,
-    from: &Neighbour,
+    request: &Request<'_>,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<Choice<'t>, Reason> {
+    let Request {
+        parsed, endpoint, ..
+    } = request;
     let key = classify::flow_key(parsed.source, parsed.source_port, endpoint);
-    let now = flows.now();
-    if let Some((id, backend)) = known(parsed, &key, service, from, now, tables, flows) {
+    if let Some((id, backend)) = known(request, &key, tables, flows) {
         return Ok(Choice {
             id,
             backend,
@@ -51,42 +66,8 @@ pub fn backend<'t, T: Tables, F: Flows>(
     if tables.is_local(&parsed.source) {
         return Err(Reason::MartianSource);
     }
-    let (id, backend) = choose(parsed, endpoint, service, now, tables, flows)?;
-    flows.insert(
-        &key,
-        Flow {
-            backend: id,
-            generation: backend.generation,
-            made: now,
-            seen: now,
-            awaited: [0; 4],
-            address: parsed.destination,
-            neighbour: *from,
-            state: track::begin(parsed),
-            flags: 0,
-            reserved: [0; 6],
-        },
-    );
-    if service.mode == Mode::NAT {
-        // What the client opened with the backend itself between these ports is over.
-        flows.remove_direct(&Conversation {
-            client: parsed.source,
-            backend: backend.address,
-            client_port: parsed.source_port,
-            backend_port: backend.port,
-            protocol: parsed.protocol,
-            reserved: [0; 3],
-        });
-    }
-    flows.report(&Report {
-        kind: EventKind::NEW_FLOW,
-        reason: Reason::ToBackend,
-        parsed,
-        destination: &parsed.destination,
-        ifindex: from.ifindex,
-        service: endpoint.service,
-        backend: id,
-    });
+    let (id, backend) = choose(request, tables, flows)?;
+    remember(request, &key, id, backend, flows);
     Ok(Choice {
         id,
         backend,
@@ -97,27 +78,38 @@ pub fn backend<'t, T: Tables, F: Flows>(
 /// The backend that a flow has, if it may keep it.
 #[inline(always)]
 fn known<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
+    request: &Request<'_>,
     key: &FlowKey,
-    service: &Service,
-    from: &Neighbour,
-    now: Ticks,
     tables: &'t T,
     flows: &mut F,
 ) -> Option<(BackendId, &'t Backend)> {
+    let Request {
+        parsed,
+        service,
+        mode,
+        from,
+        now,
+        ..
+    } = *request;
     let (stage, flow) = flows.find(key)?;
-    if flow.is_expired(now, &service.timeouts) {
-        return None;
-    }
     let id = flow.backend;
-    let backend = tables.backend(id)?;
-    if backend.generation != flow.generation || !keeps(backend.state, flow.state, stage, parsed) {
-        return None;
+    match tables.backend(id) {
+        Some(backend)
+            if backend.generation == flow.generation
+                && keeps(backend.state, flow.state, stage, parsed)
+                && !flow.is_expired(now, &service.timeouts) =>
+        {
+            if track::from_client(flow, stage, mode, parsed, from, now) {
+                flows.confirm(key);
+            }
+            Some((id, backend))
+        }
+        _ => {
+            // It must not hide the entry that takes its place.
+            flows.remove(key);
+            None
+        }
     }
-    if track::from_client(flow, stage, service.mode, parsed, from, now) {
-        flows.confirm(key);
-    }
-    Some((id, backend))
 }
 
 /// Whether a backend in this state keeps a flow it has.
@@ -132,59 +124,109 @@ fn keeps(backend: BackendState, flow: FlowState, stage: Stage, parsed: &Parsed) 
     backend == BackendState::DRAINING || (stage == Stage::Confirmed && flow != FlowState::UDP)
 }
 
+/// Makes the entry of a new flow, and tells of it.
+#[inline(always)]
+fn remember<F: Flows>(
+    request: &Request<'_>,
+    key: &FlowKey,
+    id: BackendId,
+    backend: &Backend,
+    flows: &mut F,
+) {
+    let Request {
+        parsed,
+        endpoint,
+        mode,
+        from,
+        now,
+        ..
+    } = *request;
+    flows.insert(
+        key,
+        Flow {
+            backend: id,
+            generation: backend.generation,
+            made: now,
+            seen: now,
+            awaited: [0; 4],
+            address: parsed.destination,
+            neighbour: *from,
+            state: track::begin(parsed),
+            flags: 0,
+            reserved: [0; 3],
+        },
+    );
+    if mode.sees_answers() {
+        // What the client opened with the backend itself between these ports is over.
+        flows.remove_direct(&Conversation {
+            client: parsed.source,
+            backend: backend.address,
+            client_port: parsed.source_port,
+            backend_port: backend.port,
+            protocol: u16::from(parsed.protocol),
+            reserved: 0,
+        });
+    }
+    flows.report(&Report {
+        kind: EventKind::NEW_FLOW,
+        reason: Reason::ToBackend,
+        parsed,
+        destination: &parsed.destination,
+        ifindex: from.ifindex,
+        service: endpoint.service,
+        backend: id,
+    });
+}
+
 /// Picks until a backend takes the flow.
 #[inline(always)]
 fn choose<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
-    service: &Service,
-    now: Ticks,
+    request: &Request<'_>,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<(BackendId, &'t Backend), Reason> {
-    let ticket = match service.algorithm {
-        Algorithm::ROUND_ROBIN => flows.ticket(endpoint.service),
-        _ => 0,
+    let algorithm = Algorithm::of(request.service.algorithm).ok_or(Reason::NoService)?;
+    let ticket = match algorithm {
+        Algorithm::RoundRobin => flows.ticket(request.endpoint.service),
+        Algorithm::Maglev | Algorithm::SourceHash => 0,
     };
     let mut why = Reason::NoBackend;
-    let mut attempt = 0;
-    // A backend that cannot take the conversation is replaced by the next one, once.
-    for _ in 0..2 {
-        let (id, backend, next) =
-            eligible(parsed, endpoint.service, service, ticket, attempt, tables).ok_or(why)?;
-        if service.mode != Mode::NAT || !is_taken(parsed, endpoint, backend, now, tables, flows) {
+    let mut taken = BackendId::default();
+    // A backend that cannot take the conversation is replaced by another one, once.
+    for round in 0..2 {
+        let first = round * (limits::ATTEMPTS + 1);
+        let cell = |attempt| cell(request, algorithm, ticket, first + attempt);
+        let (id, backend) = eligible(request, cell, taken, tables).ok_or(why)?;
+        if !request.mode.sees_answers() || !is_taken(request, backend, tables, flows) {
             return Ok((id, backend));
         }
         why = Reason::ConversationTaken;
-        attempt = next;
+        taken = id;
     }
     Err(why)
 }
 
-/// The first backend, from an attempt on, that takes new flows, and the attempt after it.
+/// The first backend that takes new flows, other than `except`, among those in the cells that
+/// `cell` gives for attempt after attempt, and the service's fallback.
 #[inline(always)]
 fn eligible<'t, T: Tables>(
-    parsed: &Parsed,
-    service_id: ServiceId,
-    service: &Service,
-    ticket: u32,
-    first: u32,
+    request: &Request<'_>,
+    cell: impl Fn(u32) -> u32,
+    except: BackendId,
     tables: &'t T,
-) -> Option<(BackendId, &'t Backend, u32)> {
+) -> Option<(BackendId, &'t Backend)> {
     for attempt in 0..=limits::ATTEMPTS {
-        if attempt < first {
-            continue;
-        }
         let id = if attempt == limits::ATTEMPTS {
-            service.fallback
+            request.service.fallback
         } else {
-            let cell = cell(parsed, service, ticket, attempt);
-            tables.slot(service_id, cell).unwrap_or_default()
+            let service = request.endpoint.service;
+            tables.slot(service, cell(attempt)).unwrap_or_default()
         };
         if let Some(backend) = tables.backend(id)
             && backend.state.is_eligible()
+            && id != except
         {
-            return Some((id, backend, attempt + 1));
+            return Some((id, backend));
         }
     }
     None
@@ -192,21 +234,18 @@ fn eligible<'t, T: Tables>(
 
 /// The cell that a service's algorithm picks for a client.
 #[inline(always)]
-fn cell(parsed: &Parsed, service: &Service, ticket: u32, attempt: u32) -> u32 {
-    let Service { seed, slots, .. } = *service;
-    match service.algorithm {
-        Algorithm::ROUND_ROBIN => round_robin::pick(ticket, attempt, slots),
-        Algorithm::SOURCE_HASH => {
-            maglev::pick(seed, &parsed.source, Port::default(), 0, attempt, slots)
-        }
-        _ => maglev::pick(
-            seed,
-            &parsed.source,
-            parsed.source_port,
-            parsed.protocol,
-            attempt,
-            slots,
-        ),
+fn cell(request: &Request<'_>, algorithm: Algorithm, ticket: u32, attempt: u32) -> u32 {
+    let Service { seed, slots, .. } = *request.service;
+    let Parsed {
+        source,
+        source_port,
+        protocol,
+        ..
+    } = request.parsed;
+    match algorithm {
+        Algorithm::Maglev => maglev::pick(seed, source, *source_port, *protocol, attempt, slots),
+        Algorithm::RoundRobin => round_robin::pick(ticket, attempt, slots),
+        Algorithm::SourceHash => maglev::pick(seed, source, Port::default(), 0, attempt, slots),
     }
 }
 
@@ -214,13 +253,17 @@ fn cell(parsed: &Parsed, service: &Service, ticket: u32, attempt: u32) -> u32 {
 /// shares it. Both conversations would look alike to the backend.
 #[inline(always)]
 fn is_taken<T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
+    request: &Request<'_>,
     backend: &Backend,
-    now: Ticks,
     tables: &T,
     flows: &mut F,
 ) -> bool {
+    let Request {
+        parsed,
+        endpoint,
+        now,
+        ..
+    } = *request;
     let mut key = EndpointKey {
         address: backend.address,
         port: backend.port,

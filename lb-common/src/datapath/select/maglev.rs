@@ -211,7 +211,7 @@ mod tests {
             let candidates: Vec<Candidate> =
                 (1..).zip(&weights).map(|(n, &w)| candidate(n, w)).collect();
             let reversed: Vec<Candidate> = candidates.iter().rev().copied().collect();
-            let build = |c: &[Candidate]| super::super::build(crate::abi::Algorithm::MAGLEV, 251, c);
+            let build = |c: &[Candidate]| super::super::build(super::super::Algorithm::Maglev, 251, c);
             prop_assert_eq!(build(&candidates), build(&reversed));
         }
     }

@@ -9,11 +9,33 @@ mod hash;
 pub mod maglev;
 pub mod round_robin;
 
-pub use choose::{Choice, backend};
+pub use choose::{Choice, Request, backend};
 
-#[cfg(any(test, feature = "host"))]
-use crate::abi::Algorithm;
-use crate::abi::{Address, BackendId, Port};
+use crate::abi::{self, Address, BackendId, Port};
+
+/// How a backend is chosen for a new flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Maglev hashing over the client's address and port.
+    Maglev,
+    /// One after the other.
+    RoundRobin,
+    /// Maglev hashing over the client's address alone.
+    SourceHash,
+}
+
+impl Algorithm {
+    /// The algorithm with this number; none for numbers of other versions.
+    #[inline(always)]
+    pub fn of(number: abi::Algorithm) -> Option<Self> {
+        match number {
+            abi::Algorithm::MAGLEV => Some(Self::Maglev),
+            abi::Algorithm::ROUND_ROBIN => Some(Self::RoundRobin),
+            abi::Algorithm::SOURCE_HASH => Some(Self::SourceHash),
+            _ => None,
+        }
+    }
+}
 
 /// A backend that may get slots.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,8 +65,8 @@ pub fn build(algorithm: Algorithm, size: u32, candidates: &[Candidate]) -> Vec<B
         return Vec::new();
     }
     match algorithm {
-        Algorithm::ROUND_ROBIN => round_robin::build(size, &weighted),
-        _ => maglev::build(size, &weighted),
+        Algorithm::RoundRobin => round_robin::build(size, &weighted),
+        Algorithm::Maglev | Algorithm::SourceHash => maglev::build(size, &weighted),
     }
 }
 

@@ -58,11 +58,9 @@ pub(crate) struct Plan {
     pub(crate) mode: Mode,
     /// How many flows of [`KNOWN`] are in the table: `flow::client(0..flows)`.
     pub(crate) flows: u32,
-    /// The interface that clients' packets come in on; answers too.
-    pub(crate) ingress: u32,
     /// Next hop of all backends.
     pub(crate) backend: Neighbour,
-    /// Next hop of all clients.
+    /// Next hop of all clients. What is counted comes in from there, answers in the harness too.
     pub(crate) client: Neighbour,
 }
 
@@ -131,7 +129,7 @@ impl Balancer {
             new: traffic(NEW)?,
             ..Counts::default()
         };
-        for cpu in interfaces.get(&self.plan.ingress, 0)?.iter() {
+        for cpu in interfaces.get(&self.plan.client.ifindex, 0)?.iter() {
             counts.reason += cpu.reasons[reason as usize].packets;
             counts.all += cpu
                 .reasons
@@ -170,7 +168,7 @@ impl Balancer {
 
     /// In the agent's order: what others refer to comes first.
     fn fill(&mut self) -> Result<()> {
-        let Plan { ingress, mode, .. } = self.plan;
+        let Plan { client, mode, .. } = self.plan;
         self.put(
             "settings",
             0,
@@ -185,7 +183,7 @@ impl Balancer {
         let zero = vec![InterfaceCounters::default(); usize::try_from(cpus)?];
         let mut interfaces: PerCpuHashMap<&mut MapData, u32, InterfaceCounters> =
             self.map_mut("if_counters")?.try_into()?;
-        interfaces.insert(ingress, PerCpuValues::try_from(zero)?, 0)?;
+        interfaces.insert(client.ifindex, PerCpuValues::try_from(zero)?, 0)?;
 
         for id in 1..=1 + NEW_BACKENDS {
             let service = if id == 1 { KNOWN } else { NEW };

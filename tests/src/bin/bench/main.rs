@@ -1,22 +1,32 @@
 //! `cargo xtask bench datapath`: what a packet costs.
+//!
+//! Two parts: the program alone, in the kernel's test harness ([`harness`]), and packets through
+//! veth beside floors and the kernel's own ways ([`live`]). Both prove by counters that the packets
+//! took the way that is claimed, and fail if one did not. [`targets`] judges.
 
 mod balancer;
 #[path = "../../../../lb-ebpf/src/bench/flow.rs"]
+#[expect(dead_code, reason = "the programs use the rest")]
 mod flow;
 mod harness;
+mod live;
+mod network;
+mod path;
+mod programs;
 mod report;
+mod targets;
 mod template;
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
-    unistd::Pid,
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::{Pid, geteuid},
 };
 
-use crate::report::Progress;
+use crate::report::{Machine, Progress, Report};
 
 #[derive(Parser)]
 #[command(
@@ -31,35 +41,86 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Subject {
-    /// Nanoseconds per packet in the kernel's test harness
-    Datapath {
-        /// Rounds; medians are printed
-        #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
-        runs: u16,
-        /// Packets per row and round
-        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..))]
-        packets: u32,
-        /// Flows in the tables of the harness
-        #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000, 1_000_000],
-              value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
-        flows: Vec<u32>,
-        /// Only rows of the harness with this in their titles, such as "nat, known flow v4 tcp"
-        #[arg(long)]
-        only: Option<String>,
-        /// How results are printed
-        #[arg(short, long, value_enum, default_value_t = Output::Table)]
-        output: Output,
-    },
+    /// Nanoseconds per packet in the kernel's test harness, packets per second through veth
+    Datapath(Arguments),
+}
+
+#[derive(clap::Args)]
+struct Arguments {
+    /// Rounds of which the median is taken
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
+    runs: u16,
+    /// Packets per row and round
+    #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1000..))]
+    packets: u32,
+    /// Flows in the tables of the harness
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10_000, 1_000_000],
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    flows: Vec<u32>,
+    /// Only rows whose titles contain this ("nat, known flow v4 tcp", "live nat")
+    #[arg(long, value_name = "TITLE")]
+    only: Option<String>,
+    /// Few packets and flows: shows that everything runs, measures nothing
+    #[arg(long, conflicts_with_all = ["runs", "packets", "flows"])]
+    quick: bool,
+    /// How results are printed
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
+    /// For people
     Table,
+    /// For programs
     Json,
 }
 
+/// What is measured, and how long.
+#[derive(Clone, Debug)]
+struct Options {
+    runs: u16,
+    packets: u32,
+    /// In the tables of the harness.
+    flows: Vec<u32>,
+    /// In the tables of lanes with many flows.
+    live_flows: u32,
+    only: Option<String>,
+}
+
+impl Options {
+    fn asks_for(&self, title: &str) -> bool {
+        self.only
+            .as_ref()
+            .is_none_or(|only| title.contains(only.as_str()))
+    }
+}
+
+impl From<&Arguments> for Options {
+    fn from(arguments: &Arguments) -> Self {
+        let only = arguments.only.clone();
+        if arguments.quick {
+            return Self {
+                runs: 1,
+                packets: 20_000,
+                flows: vec![1, 1_000],
+                live_flows: 1_000,
+                only,
+            };
+        }
+        Self {
+            runs: arguments.runs,
+            packets: arguments.packets,
+            flows: arguments.flows.clone(),
+            live_flows: 65_536,
+            only,
+        }
+    }
+}
+
 fn main() -> ExitCode {
-    match run() {
+    let Subject::Datapath(arguments) = Cli::parse().subject;
+    match datapath(&arguments) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -68,55 +129,47 @@ fn main() -> ExitCode {
     }
 }
 
-fn run() -> Result<()> {
-    let Subject::Datapath {
-        runs,
-        packets,
-        flows,
-        only,
-        output,
-    } = Cli::parse().subject;
-    pin()?;
+/// Measures and prints. A missed target is a result, not an error.
+fn datapath(arguments: &Arguments) -> Result<()> {
+    ensure!(
+        geteuid().is_root(),
+        "loading programs and making namespaces needs root: run `cargo xtask bench datapath`"
+    );
+    let options = Options::from(arguments);
+    let machine = Machine::here()?;
+    stay_on_one_cpu()?;
     let progress = Progress::begin();
-    let rows = harness::run(
-        &harness::Options {
-            runs: runs.into(),
-            packets,
-            flows,
-            only,
-        },
-        &progress,
-    )?;
-    match output {
-        Output::Json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        Output::Table => {
-            let lines = rows.iter().map(|row| {
-                vec![
-                    row.path.to_owned(),
-                    row.family.to_owned(),
-                    row.protocol.to_owned(),
-                    row.flows.to_string(),
-                    format!("{:.0}", row.nanos.median),
-                    format!("{:.0}", row.nanos.least),
-                    format!("{:.0}", row.nanos.most),
-                ]
-            });
-            println!(
-                "{}",
-                report::table(
-                    &["path", "", "", "flows", "ns/packet", "least", "most"],
-                    3,
-                    lines
-                )
-            );
-        }
+    let harness = harness::run(&options, &progress)?;
+    let live = live::run(&options, &progress)?;
+    ensure!(
+        !(harness.is_empty() && live.is_empty()),
+        "no row has {:?} in its title",
+        options.only.unwrap_or_default()
+    );
+    progress.say("done");
+    let report = Report {
+        machine,
+        targets: targets::judge(&harness, &live),
+        harness,
+        live,
+    };
+    match arguments.output {
+        Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+        Output::Table => println!("{}", report.text()),
     }
     Ok(())
 }
 
-/// Keeps this process, and with it everything that is measured, on one CPU.
-fn pin() -> Result<()> {
-    let mut cpu = CpuSet::new();
-    cpu.set(1)?;
-    sched_setaffinity(Pid::from_raw(0), &cpu).context("cannot stay on one CPU")
+/// Keeps this process, and with it everything that is measured, on the last CPU it may use: the
+/// first takes most of a machine's interrupts.
+fn stay_on_one_cpu() -> Result<()> {
+    let this = Pid::from_raw(0);
+    let may = sched_getaffinity(this)?;
+    let last = (0..CpuSet::count())
+        .rev()
+        .find(|&cpu| may.is_set(cpu).unwrap_or(false))
+        .context("no CPU may be used")?;
+    let mut one = CpuSet::new();
+    one.set(last)?;
+    sched_setaffinity(this, &one).context("cannot stay on one CPU")
 }

@@ -176,7 +176,7 @@ impl Balancer {
                 abi_version: ABI_VERSION,
                 new_flow_spacing: Ticks(30),
                 drop_spacing: Ticks(30),
-                reserved: 0,
+                ..Settings::default()
             },
         )?;
         let cpus = sysconf(SysconfVar::_NPROCESSORS_CONF)?.context("number of CPUs unknown")?;
@@ -198,8 +198,7 @@ impl Balancer {
                         backend: BackendId(id),
                         port: self.service_port(service).into(),
                         role: Role::BACKEND,
-                        more: 0,
-                        reserved: [0; 4],
+                        ..Endpoint::default()
                     },
                 )?;
             }
@@ -227,11 +226,11 @@ impl Balancer {
         Backend {
             address: backend_address(self.plan.family, id.0 as u8).into(),
             port: port.into(),
-            reserved: [0; 2],
             state: BackendState::ENABLED,
             service,
             generation: 1,
             neighbour: self.plan.backend,
+            ..Backend::default()
         }
     }
 
@@ -248,7 +247,7 @@ impl Balancer {
                 }
             })
             .collect();
-        let slots = select::build(Algorithm::MAGLEV, limits::SLOTS, &candidates);
+        let slots = select::build(select::Algorithm::Maglev, limits::SLOTS, &candidates);
         let mut table: Array<_, BackendId> = Array::create(slots.len() as u32, INNER_MAP)?;
         for (cell, backend) in slots.iter().enumerate() {
             table.set(cell as u32, backend, 0)?;
@@ -268,13 +267,13 @@ impl Balancer {
             mode: self.plan.mode,
             algorithm: Algorithm::MAGLEV,
             protocol: self.plan.protocol,
-            reserved: [0; 3],
             timeouts: Timeouts {
                 udp: IDLE,
                 half_open: IDLE,
                 established: IDLE,
                 closing: IDLE,
             },
+            ..Service::default()
         };
         self.put("services", id.0, service)?;
         self.endpoint(
@@ -285,8 +284,7 @@ impl Balancer {
                 backend: BackendId(0),
                 port: port.into(),
                 role: Role::SERVICE,
-                more: 0,
-                reserved: [0; 4],
+                ..Endpoint::default()
             },
         )
     }
@@ -298,7 +296,6 @@ impl Balancer {
             generation: 1,
             made: now,
             seen: now,
-            awaited: [0; 4],
             address: service_address(self.plan.family).into(),
             neighbour: self.plan.client,
             state: match self.plan.protocol {
@@ -309,7 +306,7 @@ impl Balancer {
                 Mode::NAT => Flow::ANSWERED,
                 _ => 0,
             },
-            reserved: [0; 6],
+            ..Flow::default()
         };
         let keys: Vec<FlowKey> = (0..self.plan.flows).map(|index| self.key(index)).collect();
         let mut flows: HashMap<&mut MapData, FlowKey, Flow> = self.map_mut("flows")?.try_into()?;

@@ -298,7 +298,7 @@ impl Case {
             Ok(began.elapsed())
         })?;
         let programs = &self.programs;
-        let arrived = || Ok(programs.arrived()? - before);
+        let arrived = || -> Result<u64> { Ok(programs.arrived()? - before) };
         wait::until_true("the last frames", LATE, || Ok(arrived()? >= sent))
             .with_context(|| format!("{} of {sent} frames arrived", arrived().unwrap_or(0)))?;
         ensure!(

@@ -5,6 +5,7 @@
 //! took the way that is claimed, and fail if one did not. [`targets`] judges.
 
 mod balancer;
+mod cpu;
 #[path = "../../../../lb-ebpf/src/bench/flow.rs"]
 #[expect(dead_code, reason = "the programs use the rest")]
 mod flow;
@@ -19,12 +20,9 @@ mod template;
 
 use std::process::ExitCode;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand, ValueEnum};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::{Pid, geteuid},
-};
+use nix::unistd::geteuid;
 
 use crate::report::{Machine, Progress, Report};
 
@@ -60,7 +58,7 @@ struct Arguments {
     /// Only rows whose titles contain this ("nat, known flow v4 tcp", "live nat")
     #[arg(long, value_name = "TITLE")]
     only: Option<String>,
-    /// Few packets and flows: shows that everything runs, measures nothing
+    /// Few packets and flows: shows that everything runs; the figures mean nothing
     #[arg(long, conflicts_with_all = ["runs", "packets", "flows"])]
     quick: bool,
     /// How results are printed
@@ -86,6 +84,8 @@ struct Options {
     /// In the tables of lanes with many flows.
     live_flows: u32,
     only: Option<String>,
+    /// Everything runs on this one.
+    cpu: usize,
 }
 
 impl Options {
@@ -94,10 +94,8 @@ impl Options {
             .as_ref()
             .is_none_or(|only| title.contains(only.as_str()))
     }
-}
 
-impl From<&Arguments> for Options {
-    fn from(arguments: &Arguments) -> Self {
+    fn new(arguments: &Arguments, cpu: usize) -> Self {
         let only = arguments.only.clone();
         if arguments.quick {
             return Self {
@@ -106,6 +104,7 @@ impl From<&Arguments> for Options {
                 flows: vec![1, 1_000],
                 live_flows: 1_000,
                 only,
+                cpu,
             };
         }
         Self {
@@ -114,6 +113,7 @@ impl From<&Arguments> for Options {
             flows: arguments.flows.clone(),
             live_flows: 65_536,
             only,
+            cpu,
         }
     }
 }
@@ -135,9 +135,8 @@ fn datapath(arguments: &Arguments) -> Result<()> {
         geteuid().is_root(),
         "loading programs and making namespaces needs root: run `cargo xtask bench datapath`"
     );
-    let options = Options::from(arguments);
     let machine = Machine::here()?;
-    stay_on_one_cpu()?;
+    let options = Options::new(arguments, cpu::stay_on_one()?);
     let progress = Progress::begin();
     let harness = harness::run(&options, &progress)?;
     let live = live::run(&options, &progress)?;
@@ -147,9 +146,14 @@ fn datapath(arguments: &Arguments) -> Result<()> {
         options.only.unwrap_or_default()
     );
     progress.say("done");
+    let targets = if arguments.quick {
+        Vec::new()
+    } else {
+        targets::judge(&harness, &live)
+    };
     let report = Report {
         machine,
-        targets: targets::judge(&harness, &live),
+        targets,
         harness,
         live,
     };
@@ -158,18 +162,4 @@ fn datapath(arguments: &Arguments) -> Result<()> {
         Output::Table => println!("{}", report.text()),
     }
     Ok(())
-}
-
-/// Keeps this process, and with it everything that is measured, on the last CPU it may use: the
-/// first takes most of a machine's interrupts.
-fn stay_on_one_cpu() -> Result<()> {
-    let this = Pid::from_raw(0);
-    let may = sched_getaffinity(this)?;
-    let last = (0..CpuSet::count())
-        .rev()
-        .find(|&cpu| may.is_set(cpu).unwrap_or(false))
-        .context("no CPU may be used")?;
-    let mut one = CpuSet::new();
-    one.set(last)?;
-    sched_setaffinity(this, &one).context("cannot stay on one CPU")
 }

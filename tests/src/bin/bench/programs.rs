@@ -99,10 +99,12 @@ impl Programs {
     }
 
     /// Sends `packets` frames out of the interface of the generator, which is one of the current
-    /// network namespace.
-    pub(crate) fn run_generator(&mut self, packets: u32) -> Result<()> {
+    /// network namespace. Returns the average for each, without the time in which the thread
+    /// waited for the CPU.
+    pub(crate) fn run_generator(&mut self, packets: u32) -> Result<Duration> {
         let frame = self.frame.clone();
-        self.program("generate")?
+        let result = self
+            .program("generate")?
             .test_run(TestRunOptions {
                 data_in: Some(&frame),
                 repeat: packets,
@@ -110,7 +112,7 @@ impl Programs {
                 ..TestRunOptions::default()
             })
             .context("cannot send live frames")?;
-        Ok(())
+        Ok(result.duration)
     }
 
     /// How many packets the harness and the generator have made.

@@ -7,4 +7,5 @@
 pub mod events;
 pub mod kernel;
 pub mod network;
+pub mod objects;
 pub mod plan;

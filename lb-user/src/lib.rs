@@ -14,6 +14,7 @@ pub mod events;
 pub mod instance;
 pub mod kernel;
 pub mod network;
+pub mod objects;
 pub mod output;
 pub mod plan;
 pub mod state;

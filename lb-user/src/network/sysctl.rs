@@ -6,8 +6,8 @@
 //! * The kernel's ICMP redirects would teach backends to go past the load balancer.
 //!
 //! Settings are those of the calling thread's network namespace. Turning forwarding on or off has
-//! side effects on other settings (of every interface), so the whole group is read before and after,
-//! and everything that differs is remembered.
+//! side effects on other settings (of every interface), so the whole group is read before and after;
+//! what differs is remembered, and what turning forwarding off again would drag along.
 
 use std::{
     collections::BTreeMap,
@@ -77,6 +77,7 @@ impl Before {
     pub fn lines(&self) -> impl Iterator<Item = String> + '_ {
         self.0
             .iter()
+            .filter(|(_, value)| value.was != value.became)
             .map(|(key, value)| format!("{} {} -> {}", dotted(key), value.was, value.became))
     }
 
@@ -274,11 +275,17 @@ impl Settings {
     }
 }
 
-/// What `after` has other than `before`.
+/// What `after` has other than `before`; of a family whose forwarding is one of them, everything.
 fn difference(before: &BTreeMap<String, String>, after: &BTreeMap<String, String>) -> Before {
+    let dragged: Vec<&str> = [(V4_FORWARDING, "ipv4/"), (V6_FORWARDING, "ipv6/")]
+        .into_iter()
+        .filter(|(key, _)| before.get(*key) != after.get(*key))
+        .map(|(_, family)| family)
+        .collect();
     let changed = before.iter().filter_map(|(key, was)| {
         let became = after.get(key)?;
-        (was != became).then(|| {
+        let is_dragged = dragged.iter().any(|family| key.starts_with(family));
+        (was != became || is_dragged).then(|| {
             let value = Value {
                 was: was.clone(),
                 became: became.clone(),

@@ -90,7 +90,11 @@ impl Agent {
         match change {
             Change::AddAddress(HostAddress { interface, address }) => {
                 let ifindex = self.ifindex(interface)?;
-                let placed = self.network.add_address(ifindex, address.ip()).await?;
+                let placed = self
+                    .network
+                    .add_address(ifindex, address.ip())
+                    .await
+                    .with_context(|| refused(interface, address.ip()))?;
                 if placed == Placed::WasThere {
                     return Ok(());
                 }
@@ -188,6 +192,20 @@ fn placed(tables: &Tables) -> Vec<PlacedAddress> {
             address: a.address.ip(),
         })
         .collect()
+}
+
+/// Why an address could not be put on an interface, where that is to be seen.
+fn refused(interface: &str, address: IpAddr) -> String {
+    let setting = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    let is_off = std::fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1");
+    if address.is_ipv6() && is_off {
+        format!(
+            "IPv6 is turned off on {interface}: sudo sysctl -w \
+             net.ipv6.conf.{interface}.disable_ipv6=0"
+        )
+    } else {
+        format!("{interface} does not take {address}")
+    }
 }
 
 /// The address with the prefix of a lone host.

@@ -293,6 +293,10 @@ impl Agent {
 
     /// Puts everything back. What fails now is logged: there is nobody else to tell.
     async fn roll_back(&mut self, before: Before) {
+        self.config = before.config.clone();
+        if let Err(error) = self.find_hops().await {
+            error!("while putting back: {error:#}");
+        }
         let changes = plan::plan(&self.tables, &before.tables);
         for change in &changes {
             if let Err(error) = self.carry(change).await {
@@ -334,7 +338,6 @@ impl Agent {
             settings,
             ..before.state
         };
-        self.config = before.config;
         self.built = plan::Built::default();
         let saved = self
             .look()

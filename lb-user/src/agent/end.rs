@@ -50,7 +50,9 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
             log_packets: false,
         };
         let (agent, _) = Agent::open(instance, folder, state, &options).await?;
-        agent.end().await
+        let mut notes = vec!["detached from every interface".to_owned()];
+        notes.extend(agent.end().await?);
+        Ok::<_, anyhow::Error>(notes)
     })?;
     drop(lock);
     Ok(notes)

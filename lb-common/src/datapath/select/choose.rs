@@ -92,18 +92,24 @@ fn known<'t, T: Tables, F: Flows>(
         ..
     } = *request;
     let (stage, flow) = flows.find(key)?;
-    if flow.is_expired(now, &service.timeouts) {
-        return None;
-    }
     let id = flow.backend;
-    let backend = tables.backend(id)?;
-    if backend.generation != flow.generation || !keeps(backend.state, flow.state, stage, parsed) {
-        return None;
+    match tables.backend(id) {
+        Some(backend)
+            if backend.generation == flow.generation
+                && keeps(backend.state, flow.state, stage, parsed)
+                && !flow.is_expired(now, &service.timeouts) =>
+        {
+            if track::from_client(flow, stage, mode, parsed, from, now) {
+                flows.confirm(key);
+            }
+            Some((id, backend))
+        }
+        _ => {
+            // It must not hide the entry that takes its place.
+            flows.remove(key);
+            None
+        }
     }
-    if track::from_client(flow, stage, mode, parsed, from, now) {
-        flows.confirm(key);
-    }
-    Some((id, backend))
 }
 
 /// Whether a backend in this state keeps a flow it has.

@@ -18,41 +18,15 @@ use lb_user::{
     network::Network,
     plan::Change,
 };
-use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use tempfile::TempDir;
+
+use crate::rig::Bpffs;
 
 const SERVICE: &str = "203.0.113.10";
-
-/// A bpffs of the test's own.
-struct Bpffs(TempDir);
-
-impl Bpffs {
-    fn mount() -> Result<Self> {
-        let folder = TempDir::with_prefix("lbt-bpffs")?;
-        mount(
-            Some("bpf"),
-            folder.path(),
-            Some("bpf"),
-            MsFlags::empty(),
-            None::<&str>,
-        )
-        .context("cannot mount a bpffs")?;
-        Ok(Self(folder))
-    }
-}
-
-impl Drop for Bpffs {
-    fn drop(&mut self) {
-        if let Err(error) = umount2(self.0.path(), MntFlags::MNT_DETACH) {
-            eprintln!("cannot unmount {}: {error}", self.0.path().display());
-        }
-    }
-}
 
 /// A service without any backend on `lb`'s interface `e1`; every packet to it is dropped.
 fn attach_empty_service(bpffs: &Bpffs, lb: &Netns, log_packets: bool) -> Result<Kernel> {
     let (mut kernel, _) = Kernel::open(&Options {
-        pins: bpffs.0.path().join("lb"),
+        pins: bpffs.path().join("lb"),
         sizes: Sizes::default(),
         discard: false,
         log_packets,

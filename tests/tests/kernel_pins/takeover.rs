@@ -5,9 +5,7 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result, bail, ensure};
 use aya::maps::{HashMap, Map, MapData};
 use aya_obj::generated::bpf_map_type;
-use lb_common::abi::{
-    ABI_VERSION, BackendId, Counter, Flow, FlowKey, Neighbour, Reason, ServiceId, Settings,
-};
+use lb_common::abi::{ABI_VERSION, BackendId, Counter, Flow, FlowKey, Neighbour, Reason, Settings};
 use lb_user::{
     kernel::{Kernel, Options, Table, Taken, XdpMode, clock},
     network::XdpPlace,

@@ -27,7 +27,7 @@ use anyhow::{Context, Result, anyhow};
 use aya::{Ebpf, programs::Xdp};
 use lb_common::abi::{ABI_VERSION, Address, Settings, limits};
 
-use crate::{events::Events, plan::Tables};
+use crate::{events::Events, objects, plan::Tables};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use pins::Pins;
@@ -159,7 +159,7 @@ impl Kernel {
     /// a map than its new size holds. What is attached then runs on as it did.
     pub fn open(options: &Options) -> Result<(Self, Taken)> {
         requirements::check()?;
-        open::open(options, open::OBJECT)
+        open::open(options, objects::LB)
     }
 
     /// What the maps hold, slots included, so that a restarted agent plans from the truth.

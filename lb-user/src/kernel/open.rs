@@ -33,9 +33,6 @@ use super::{
     tables::Maps,
 };
 
-/// The program, as the build script has compiled it.
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
-
 /// The tables of flows: both sides write them, so they are caught up after an exchange.
 const FLOW_TABLES: [&str; 2] = ["flows", "new_flows"];
 

@@ -43,13 +43,11 @@ fn compile() -> Result<(), Box<dyn Error>> {
     let mut cargo = toolchain::find()?.cargo("build", &arch, &target_dir);
     cargo
         .args(["--bins", "--locked", "--quiet"])
+        .arg("--message-format=json-render-diagnostics")
         .current_dir(workspace);
-    run(&mut cargo)?;
-
-    let objects = target_dir.join(toolchain::TARGET).join("release");
-    for name in binaries(&workspace.join(toolchain::PACKAGE))? {
-        let object = objects.join(&name);
-        fs::copy(&object, out_dir.join(&name))
+    for object in objects(&run(&mut cargo)?) {
+        let name = object.file_name().ok_or("an object without a name")?;
+        fs::copy(&object, out_dir.join(name))
             .map_err(|error| format!("cannot copy {}: {error}", object.display()))?;
     }
     Ok(())
@@ -83,8 +81,9 @@ fn target_dir(out_dir: &Path) -> Result<&Path, String> {
         .ok_or_else(|| format!("{} is not below a target folder", out_dir.display()))
 }
 
-/// Runs cargo. What it finds wrong is shown by the surrounding cargo, as warnings or as its errors.
-fn run(cargo: &mut Command) -> Result<(), String> {
+/// Runs cargo and returns what it prints. What it finds wrong is shown by the surrounding cargo, as
+/// warnings or as its errors.
+fn run(cargo: &mut Command) -> Result<String, String> {
     let output = cargo
         .stdin(Stdio::null())
         .output()
@@ -96,23 +95,16 @@ fn run(cargo: &mut Command) -> Result<(), String> {
     for line in report.lines() {
         println!("cargo::warning={line}");
     }
-    Ok(())
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The names of the binaries of the package in `folder`: `src/main.rs` is called as the package,
-/// `src/bin/NAME.rs` as the file.
-fn binaries(folder: &Path) -> Result<Vec<String>, String> {
-    let mut names = vec![toolchain::PACKAGE.to_owned()];
-    let Ok(entries) = fs::read_dir(folder.join("src/bin")) else {
-        return Ok(names);
+/// The programs in cargo's messages, one JSON object a line. The only value wanted of them is a
+/// path, which cargo writes without spaces around it.
+fn objects(messages: &str) -> Vec<PathBuf> {
+    let path = |message: &str| {
+        let (_, rest) = message.split_once(r#""executable":""#)?;
+        let (path, _) = rest.split_once('"')?;
+        Some(PathBuf::from(path))
     };
-    for entry in entries {
-        let path = entry.map_err(|error| error.to_string())?.path();
-        if path.extension().is_some_and(|extension| extension == "rs")
-            && let Some(name) = path.file_stem().and_then(|name| name.to_str())
-        {
-            names.push(name.to_owned());
-        }
-    }
-    Ok(names)
+    messages.lines().filter_map(path).collect()
 }

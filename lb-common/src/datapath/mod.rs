@@ -17,7 +17,7 @@ pub use tables::{Began, Flows, Report, Stage, Tables};
 
 use crate::{
     abi::{BackendId, EventKind, Fate, Reason, ServiceId},
-    datapath::{classify::Direction, parse::Parsed, rewrite::Mode},
+    datapath::{classify::Direction, parse::Parsed, rewrite::Mode, select::Request},
 };
 
 /// What the driver does with the frame.
@@ -81,7 +81,15 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             let service = tables.service(id).ok_or(Reason::NoService)?;
             let mode = Mode::of(service.mode).ok_or(Reason::NoService)?;
             let from = parse::neighbour(packet)?;
-            let choice = select::backend(parsed, endpoint, service, mode, &from, tables, flows)?;
+            let request = Request {
+                parsed,
+                endpoint,
+                service,
+                mode,
+                from: &from,
+                now: flows.now(),
+            };
+            let choice = select::backend(&request, tables, flows)?;
             flows.count_forward(id, choice.id, length, choice.began);
             rewrite::towards(parsed, &from, mode, choice.backend, tables, flows)?
         }

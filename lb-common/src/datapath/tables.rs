@@ -50,7 +50,7 @@ pub trait Flows {
     /// A flow's entry, wherever it lies.
     fn find(&mut self, key: &FlowKey) -> Option<(Stage, &mut Flow)>;
 
-    /// Makes an entry among the new flows, in place of any older one of this key.
+    /// Makes an entry among the new flows. There is none of this key.
     fn insert(&mut self, key: &FlowKey, flow: Flow);
 
     /// Moves an entry from the new flows to the confirmed ones.

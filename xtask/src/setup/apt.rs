@@ -38,7 +38,7 @@ const PACKAGES: [Package; 7] = [
     package(
         "nft",
         "nftables",
-        "to measure the kernel's own NAT in bench",
+        "for rules inside test networks, and as bench's peer",
     ),
 ];
 

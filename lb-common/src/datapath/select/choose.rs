@@ -8,7 +8,7 @@ use super::{Algorithm, maglev, round_robin};
 use crate::{
     abi::{
         Backend, BackendId, BackendState, Conversation, Endpoint, EndpointKey, EventKind, Flow,
-        FlowKey, FlowState, Neighbour, Port, Reason, Service, ServiceId, Ticks, limits,
+        FlowKey, FlowState, Neighbour, Port, Reason, Service, Ticks, limits,
     },
     datapath::{
         Flows, Report, Tables, classify,
@@ -18,6 +18,22 @@ use crate::{
         track,
     },
 };
+
+/// A client's packet that needs a backend.
+pub struct Request<'p> {
+    /// The packet.
+    pub parsed: &'p Parsed,
+    /// The service's endpoint it came to.
+    pub endpoint: &'p Endpoint,
+    /// The service.
+    pub service: &'p Service,
+    /// The service's mode.
+    pub mode: Mode,
+    /// The neighbour it came from.
+    pub from: &'p Neighbour,
+    /// When.
+    pub now: Ticks,
+}
 
 /// The backend of a packet.
 pub struct Choice<'t> {
@@ -32,17 +48,15 @@ pub struct Choice<'t> {
 /// The backend of a client's packet: its flow's, else one chosen and remembered now.
 #[inline(always)]
 pub fn backend<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
-    service: &Service,
-    mode: Mode,
-    from: &Neighbour,
+    request: &Request<'_>,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<Choice<'t>, Reason> {
+    let Request {
+        parsed, endpoint, ..
+    } = request;
     let key = classify::flow_key(parsed.source, parsed.source_port, endpoint);
-    let now = flows.now();
-    if let Some((id, backend)) = known(parsed, &key, service, mode, from, now, tables, flows) {
+    if let Some((id, backend)) = known(request, &key, tables, flows) {
         return Ok(Choice {
             id,
             backend,
@@ -52,9 +66,83 @@ pub fn backend<'t, T: Tables, F: Flows>(
     if tables.is_local(&parsed.source) {
         return Err(Reason::MartianSource);
     }
-    let (id, backend) = choose(parsed, endpoint, service, mode, now, tables, flows)?;
+    let (id, backend) = choose(request, tables, flows)?;
+    remember(request, &key, id, backend, flows);
+    Ok(Choice {
+        id,
+        backend,
+        began: Began::New,
+    })
+}
+
+/// The backend that a flow has, if it may keep it.
+#[inline(always)]
+fn known<'t, T: Tables, F: Flows>(
+    request: &Request<'_>,
+    key: &FlowKey,
+    tables: &'t T,
+    flows: &mut F,
+) -> Option<(BackendId, &'t Backend)> {
+    let Request {
+        parsed,
+        service,
+        mode,
+        from,
+        now,
+        ..
+    } = *request;
+    let (stage, flow) = flows.find(key)?;
+    let id = flow.backend;
+    match tables.backend(id) {
+        Some(backend)
+            if backend.generation == flow.generation
+                && keeps(backend.state, flow.state, stage, parsed)
+                && !flow.is_expired(now, &service.timeouts) =>
+        {
+            if track::from_client(flow, stage, mode, parsed, from, now) {
+                flows.confirm(key);
+            }
+            Some((id, backend))
+        }
+        _ => {
+            // It must not hide the entry that takes its place.
+            flows.remove(key);
+            None
+        }
+    }
+}
+
+/// Whether a backend in this state keeps a flow it has.
+#[inline(always)]
+fn keeps(backend: BackendState, flow: FlowState, stage: Stage, parsed: &Parsed) -> bool {
+    if backend.is_eligible() {
+        return true;
+    }
+    if track::opens(parsed) {
+        return false;
+    }
+    backend == BackendState::DRAINING || (stage == Stage::Confirmed && flow != FlowState::UDP)
+}
+
+/// Makes the entry of a new flow, and tells of it.
+#[inline(always)]
+fn remember<F: Flows>(
+    request: &Request<'_>,
+    key: &FlowKey,
+    id: BackendId,
+    backend: &Backend,
+    flows: &mut F,
+) {
+    let Request {
+        parsed,
+        endpoint,
+        mode,
+        from,
+        now,
+        ..
+    } = *request;
     flows.insert(
-        &key,
+        key,
         Flow {
             backend: id,
             generation: backend.generation,
@@ -88,66 +176,18 @@ pub fn backend<'t, T: Tables, F: Flows>(
         service: endpoint.service,
         backend: id,
     });
-    Ok(Choice {
-        id,
-        backend,
-        began: Began::New,
-    })
-}
-
-/// The backend that a flow has, if it may keep it.
-#[inline(always)]
-fn known<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
-    key: &FlowKey,
-    service: &Service,
-    mode: Mode,
-    from: &Neighbour,
-    now: Ticks,
-    tables: &'t T,
-    flows: &mut F,
-) -> Option<(BackendId, &'t Backend)> {
-    let (stage, flow) = flows.find(key)?;
-    if flow.is_expired(now, &service.timeouts) {
-        return None;
-    }
-    let id = flow.backend;
-    let backend = tables.backend(id)?;
-    if backend.generation != flow.generation || !keeps(backend.state, flow.state, stage, parsed) {
-        return None;
-    }
-    if track::from_client(flow, stage, mode, parsed, from, now) {
-        flows.confirm(key);
-    }
-    Some((id, backend))
-}
-
-/// Whether a backend in this state keeps a flow it has.
-#[inline(always)]
-fn keeps(backend: BackendState, flow: FlowState, stage: Stage, parsed: &Parsed) -> bool {
-    if backend.is_eligible() {
-        return true;
-    }
-    if track::opens(parsed) {
-        return false;
-    }
-    backend == BackendState::DRAINING || (stage == Stage::Confirmed && flow != FlowState::UDP)
 }
 
 /// Picks until a backend takes the flow.
 #[inline(always)]
 fn choose<'t, T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
-    service: &Service,
-    mode: Mode,
-    now: Ticks,
+    request: &Request<'_>,
     tables: &'t T,
     flows: &mut F,
 ) -> Result<(BackendId, &'t Backend), Reason> {
-    let algorithm = Algorithm::of(service.algorithm).ok_or(Reason::NoService)?;
+    let algorithm = Algorithm::of(request.service.algorithm).ok_or(Reason::NoService)?;
     let ticket = match algorithm {
-        Algorithm::RoundRobin => flows.ticket(endpoint.service),
+        Algorithm::RoundRobin => flows.ticket(request.endpoint.service),
         Algorithm::Maglev | Algorithm::SourceHash => 0,
     };
     let mut why = Reason::NoBackend;
@@ -155,18 +195,9 @@ fn choose<'t, T: Tables, F: Flows>(
     // A backend that cannot take the conversation is replaced by another one, once.
     for round in 0..2 {
         let first = round * (limits::ATTEMPTS + 1);
-        let (id, backend) = eligible(
-            parsed,
-            endpoint.service,
-            service,
-            algorithm,
-            ticket,
-            first,
-            taken,
-            tables,
-        )
-        .ok_or(why)?;
-        if !mode.sees_answers() || !is_taken(parsed, endpoint, backend, now, tables, flows) {
+        let cell = |attempt| cell(request, algorithm, ticket, first + attempt);
+        let (id, backend) = eligible(request, cell, taken, tables).ok_or(why)?;
+        if !request.mode.sees_answers() || !is_taken(request, backend, tables, flows) {
             return Ok((id, backend));
         }
         why = Reason::ConversationTaken;
@@ -175,28 +206,21 @@ fn choose<'t, T: Tables, F: Flows>(
     Err(why)
 }
 
-/// The first backend that takes new flows, from attempt `first` on, other than `except`.
+/// The first backend that takes new flows, other than `except`, among those in the cells that
+/// `cell` gives for attempt after attempt, and the service's fallback.
 #[inline(always)]
-#[expect(
-    clippy::too_many_arguments,
-    reason = "inlined; a struct would live on the small stack"
-)]
 fn eligible<'t, T: Tables>(
-    parsed: &Parsed,
-    service_id: ServiceId,
-    service: &Service,
-    algorithm: Algorithm,
-    ticket: u32,
-    first: u32,
+    request: &Request<'_>,
+    cell: impl Fn(u32) -> u32,
     except: BackendId,
     tables: &'t T,
 ) -> Option<(BackendId, &'t Backend)> {
     for attempt in 0..=limits::ATTEMPTS {
         let id = if attempt == limits::ATTEMPTS {
-            service.fallback
+            request.service.fallback
         } else {
-            let cell = cell(parsed, service, algorithm, ticket, first + attempt);
-            tables.slot(service_id, cell).unwrap_or_default()
+            let service = request.endpoint.service;
+            tables.slot(service, cell(attempt)).unwrap_or_default()
         };
         if let Some(backend) = tables.backend(id)
             && backend.state.is_eligible()
@@ -210,20 +234,14 @@ fn eligible<'t, T: Tables>(
 
 /// The cell that a service's algorithm picks for a client.
 #[inline(always)]
-fn cell(
-    parsed: &Parsed,
-    service: &Service,
-    algorithm: Algorithm,
-    ticket: u32,
-    attempt: u32,
-) -> u32 {
-    let Service { seed, slots, .. } = *service;
+fn cell(request: &Request<'_>, algorithm: Algorithm, ticket: u32, attempt: u32) -> u32 {
+    let Service { seed, slots, .. } = *request.service;
     let Parsed {
         source,
         source_port,
         protocol,
         ..
-    } = parsed;
+    } = request.parsed;
     match algorithm {
         Algorithm::Maglev => maglev::pick(seed, source, *source_port, *protocol, attempt, slots),
         Algorithm::RoundRobin => round_robin::pick(ticket, attempt, slots),
@@ -235,13 +253,17 @@ fn cell(
 /// shares it. Both conversations would look alike to the backend.
 #[inline(always)]
 fn is_taken<T: Tables, F: Flows>(
-    parsed: &Parsed,
-    endpoint: &Endpoint,
+    request: &Request<'_>,
     backend: &Backend,
-    now: Ticks,
     tables: &T,
     flows: &mut F,
 ) -> bool {
+    let Request {
+        parsed,
+        endpoint,
+        now,
+        ..
+    } = *request;
     let mut key = EndpointKey {
         address: backend.address,
         port: backend.port,

@@ -9,7 +9,7 @@ mod hash;
 pub mod maglev;
 pub mod round_robin;
 
-pub use choose::{Choice, backend};
+pub use choose::{Choice, Request, backend};
 
 use crate::abi::{self, Address, BackendId, Port};
 

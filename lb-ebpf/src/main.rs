@@ -26,22 +26,18 @@ static LOG_LEVEL: Global<u8> = Global::new(0);
 /// A frame's way through the load balancer.
 #[xdp]
 fn lb(ctx: XdpContext) -> u32 {
+    let ifindex = ctx.ingress_ifindex() as u32;
     let mut packet = XdpPacket::new(ctx.ctx);
     let tables = BpfTables::new(ctx.ctx);
     let mut flows = BpfTables::new(ctx.ctx);
     let Some(parsed) = tables::parsed() else {
-        return emit::action(Verdict::Pass);
+        return emit::action(Verdict::Pass, ifindex);
     };
     let (verdict, reason) = datapath::process(&mut packet, parsed, &tables, &mut flows);
     if LOG_LEVEL.load() != 0 && is_rare(reason) {
-        info!(
-            &ctx,
-            "reason {} on interface {}",
-            reason as u8,
-            ctx.ingress_ifindex()
-        );
+        info!(&ctx, "reason {} on interface {}", reason as u8, ifindex);
     }
-    emit::action(verdict)
+    emit::action(verdict, ifindex)
 }
 
 /// Whether a packet that leaves for this reason is worth a line: something is missing that should

@@ -125,6 +125,14 @@ pub(crate) fn parsed() -> Option<&'static mut Parsed> {
     Some(unsafe { &mut (*scratch).parsed })
 }
 
+/// Whether frames leave the interface they came in on by redirect.
+#[inline(always)]
+pub(crate) fn transmits_by_redirect() -> bool {
+    SETTINGS
+        .get(0)
+        .is_some_and(|settings| settings.transmit_by_redirect != 0)
+}
+
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;

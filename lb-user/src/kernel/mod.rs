@@ -25,7 +25,7 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{Ebpf, programs::Xdp};
-use lb_common::abi::{ABI_VERSION, Address, Settings, limits};
+use lb_common::abi::{Address, Settings, limits};
 
 use crate::{events::Events, objects, plan::Tables};
 use tokio::io::{Interest, unix::AsyncFd};
@@ -181,16 +181,27 @@ impl Kernel {
         self.maps.set_locals(wanted)
     }
 
-    /// Writes what concerns all services. [`Settings::abi_version`] is set here.
+    /// Writes what concerns all services. [`Settings::abi_version`] and
+    /// [`Settings::transmit_by_redirect`] are the kernel's own and stay.
     ///
     /// # Errors
     ///
     /// When the map cannot be written.
     pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        let settings = Settings {
-            abi_version: ABI_VERSION,
+        let own = self.settings()?;
+        self.write_settings(Settings {
+            abi_version: own.abi_version,
+            transmit_by_redirect: own.transmit_by_redirect,
             ..settings
-        };
+        })
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        let settings = self.maps.settings.get(&0, 0);
+        settings.context("cannot read the map settings")
+    }
+
+    fn write_settings(&mut self, settings: Settings) -> Result<()> {
         self.maps
             .settings
             .set(0, settings, 0)

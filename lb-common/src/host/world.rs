@@ -254,7 +254,7 @@ impl World {
         let Some(service) = self.tables.services.get_mut(&id) else {
             return;
         };
-        let algorithm = select::Algorithm::of(service.algorithm).expect("an algorithm");
+        let algorithm = select::Algorithm::of(service.algorithm).expect("specs name algorithms");
         let cells = select::build(algorithm, size, &candidates);
         service.slots = cells.len() as u32;
         service.fallback = candidates.first().map(|c| c.id).unwrap_or_default();

@@ -6,7 +6,9 @@
 //! its address last; and the reverse on removal.
 
 mod change;
+mod desired;
 mod difference;
+mod ids;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +18,9 @@ use std::{
 use lb_common::abi::{Address, Backend, BackendId, Endpoint, EndpointKey, Service, ServiceId};
 
 pub use change::Change;
+pub use desired::{Built, addresses, desired};
 pub use difference::plan;
+pub use ids::Ids;
 
 /// The cells of one service's lookup table. Shared, because they are large and seldom change.
 pub type Slots = Arc<[BackendId]>;

@@ -12,7 +12,7 @@ use aya_ebpf::{Global, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::info;
 use lb_common::{
     abi::Reason,
-    datapath::{self, Verdict},
+    datapath::{self, Packet as _, Verdict},
 };
 
 use crate::{packet::XdpPacket, tables::BpfTables};
@@ -26,18 +26,22 @@ static LOG_LEVEL: Global<u8> = Global::new(0);
 /// A frame's way through the load balancer.
 #[xdp]
 fn lb(ctx: XdpContext) -> u32 {
-    let ifindex = ctx.ingress_ifindex() as u32;
     let mut packet = XdpPacket::new(ctx.ctx);
     let tables = BpfTables::new(ctx.ctx);
     let mut flows = BpfTables::new(ctx.ctx);
     let Some(parsed) = tables::parsed() else {
-        return emit::action(Verdict::Pass, ifindex);
+        return emit::action(Verdict::Pass);
     };
     let (verdict, reason) = datapath::process(&mut packet, parsed, &tables, &mut flows);
     if LOG_LEVEL.load() != 0 && is_rare(reason) {
-        info!(&ctx, "reason {} on interface {}", reason as u8, ifindex);
+        info!(
+            &ctx,
+            "reason {} on interface {}",
+            reason as u8,
+            packet.ifindex()
+        );
     }
-    emit::action(verdict, ifindex)
+    emit::action(verdict)
 }
 
 /// Whether a packet that leaves for this reason is worth a line: something is missing that should

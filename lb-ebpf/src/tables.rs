@@ -125,14 +125,6 @@ pub(crate) fn parsed() -> Option<&'static mut Parsed> {
     Some(unsafe { &mut (*scratch).parsed })
 }
 
-/// Whether frames leave the interface they came in on by redirect.
-#[inline(always)]
-pub(crate) fn transmits_by_redirect() -> bool {
-    SETTINGS
-        .get(0)
-        .is_some_and(|settings| settings.transmit_by_redirect != 0)
-}
-
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -162,6 +154,13 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn slot(&self, service: ServiceId, cell: u32) -> Option<BackendId> {
         SLOTS.get_value(service.0, &cell).copied()
+    }
+
+    #[inline(always)]
+    fn transmits_by_redirect(&self) -> bool {
+        SETTINGS
+            .get(0)
+            .is_some_and(|settings| settings.transmit_by_redirect != 0)
     }
 
     #[inline(always)]

@@ -22,25 +22,54 @@ fn main() -> ExitCode {
 /// Help and version as clap prints them; an error as one line.
 fn usage(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
-    match error.kind() {
+    let text = error.render().to_string();
+    let command = command_of(&text);
+    let line = match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             let _ = error.print();
-            ExitCode::SUCCESS
+            return ExitCode::SUCCESS;
+        }
+        // Whoever types nothing at all wants to know what there is.
+        ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand if std::env::args().count() == 1 => {
+            let _ = error.print();
+            return ExitCode::from(2);
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            let _ = error.print();
-            ExitCode::from(2)
+            format!("error: {command} is not a whole command")
         }
         _ => {
-            let text = error.render().to_string();
             let words: Vec<&str> = text
                 .lines()
                 .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
                 .map(str::trim)
                 .filter(|line| !line.is_empty())
                 .collect();
-            let _ = writeln!(std::io::stderr(), "{} (see --help)", words.join(" "));
-            ExitCode::from(2)
+            words.join(" ")
         }
+    };
+    let _ = writeln!(std::io::stderr(), "{line} (see {command} --help)");
+    ExitCode::from(2)
+}
+
+/// The command whose usage clap tells: the words before its options and arguments.
+fn command_of(text: &str) -> String {
+    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
+    let words: Vec<&str> = usage
+        .unwrap_or("lb-user")
+        .split_whitespace()
+        .take_while(|word| !word.starts_with(['[', '<', '-']))
+        .collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_found_in_its_usage() {
+        let text = "error: x\n\nUsage: lb-user service add [OPTIONS] <ADDRESS:PORT/PROTOCOL>\n";
+        assert_eq!(command_of(text), "lb-user service add");
+        assert_eq!(command_of("error: y\n"), "lb-user");
     }
 }

@@ -5,7 +5,8 @@ use std::{
     fs::{self, File, Permissions},
     io::{Read as _, Write as _},
     os::unix::fs::{DirBuilderExt as _, PermissionsExt as _},
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use ::log::{info, warn};
@@ -28,12 +29,18 @@ use crate::{
     state::{Folder, State},
 };
 
+/// How long an agent that is ending may hold the lock.
+const ENDING: Duration = Duration::from_millis(500);
+
+/// How often it is tried.
+const GLANCE: Duration = Duration::from_millis(10);
+
 /// Runs the agent until a signal or `detach` ends it.
 ///
 /// # Errors
 ///
 /// When it cannot start: then nothing is left of it that was not there before.
-pub fn run(instance: &Instance, options: Run) -> Result<()> {
+pub fn run(instance: &Instance, options: &Run) -> Result<()> {
     super::log::begin();
     check_rights(instance, "run")?;
     if options.background {
@@ -48,7 +55,7 @@ pub fn run(instance: &Instance, options: Run) -> Result<()> {
     if let Some(name) = &state.netns {
         netns::enter(name)?;
     }
-    let (raw, required) = wanted(&state, &options)?;
+    let (raw, required) = wanted(&state, options)?;
     let config = Config::check(&raw)?;
     let result = commands::runtime()?.block_on(async {
         let open = Options {
@@ -114,7 +121,12 @@ pub(super) fn lock(instance: &Instance) -> Result<File> {
         .write(true)
         .open(&path)
         .with_context(|| format!("cannot open {}", path.display()))?;
-    if file.try_lock().is_err() {
+    let deadline = Instant::now() + ENDING;
+    while file.try_lock().is_err() {
+        if Instant::now() < deadline {
+            thread::sleep(GLANCE);
+            continue;
+        }
         let mut pid = String::new();
         let _ = file.read_to_string(&mut pid);
         bail!(
@@ -257,7 +269,7 @@ impl Agent {
                 let result = answer.as_ref().map(drop).map_err(|e| anyhow!("{e:#}"));
                 let _ = reply.send(answer);
                 // The answer goes out on another task of this thread.
-                let _ = tokio::time::timeout(std::time::Duration::from_millis(200), server).await;
+                let _ = tokio::time::timeout(Duration::from_millis(200), server).await;
                 return result;
             }
         }

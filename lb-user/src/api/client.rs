@@ -1,6 +1,10 @@
 //! The command line's side.
 
-use std::{io, path::PathBuf};
+use std::{
+    io,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result, anyhow, bail};
 use http_body_util::{BodyExt as _, Full};
@@ -18,6 +22,12 @@ use super::{
     Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, Refusal, Stats, Status,
 };
 use crate::{config::RawConfig, instance::Instance};
+
+/// How long an agent may take to end.
+const ENDING: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether it has.
+const GLANCE: Duration = Duration::from_millis(20);
 
 /// A way to an agent. Every request opens a connection of its own.
 #[derive(Clone, Debug)]
@@ -47,6 +57,24 @@ impl Client {
     /// These, and all requests: when no agent runs, or it refuses.
     pub async fn status(&self) -> Result<Status> {
         self.read("/v1/status").await
+    }
+
+    /// The state of everything, if an agent runs. One that is just ending is waited for: for a
+    /// moment its socket takes what nobody will answer.
+    ///
+    /// # Errors
+    ///
+    /// When an agent runs and refuses, or does not get to its end.
+    pub async fn status_if_any(&self) -> Result<Option<Status>> {
+        let deadline = Instant::now() + ENDING;
+        while self.is_there().await {
+            match self.status().await {
+                Ok(status) => return Ok(Some(status)),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                Err(_) => tokio::time::sleep(GLANCE).await,
+            }
+        }
+        Ok(None)
     }
 
     /// The counters.

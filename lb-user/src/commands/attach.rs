@@ -33,9 +33,9 @@ pub(super) async fn attach(
         let name = name.clone();
         return Err(Error::DuplicateInterface { name }.into());
     }
-    if !client.is_there().await {
+    let Some(status) = client.status_if_any().await? else {
         return start(instance, form, options);
-    }
+    };
     let Host {
         netns,
         no_sysctl,
@@ -43,7 +43,6 @@ pub(super) async fn attach(
         discard,
         log_packets,
     } = &options.host;
-    let status = client.status().await?;
     ensure!(
         netns.is_none() || *netns == status.netns,
         "the agent of instance {:?} runs in {}: give --instance for another agent",

@@ -5,14 +5,14 @@ mod attach;
 mod edit;
 mod print;
 
-use std::{fs, io::Read as _, os::unix::net::UnixStream};
+use std::{fs, io::Read as _};
 
 use anyhow::{Context, Result};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     agent,
-    api::{Detach, Edits, FlowFilter, ReasonCount, client::Client},
+    api::{Detach, Detached, Edits, FlowFilter, ReasonCount, client::Client},
     cli::{Backend, Cli, Command, Flows, Form, Service},
     config::{Config, Edit, RawConfig},
     instance::Instance,
@@ -31,13 +31,15 @@ pub fn run(cli: Cli) -> Result<()> {
         output: form,
         command,
     } = cli;
-    match command {
+    match &command {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
-        Command::Detach { interfaces } if interfaces.is_empty() && !is_there(&instance) => {
-            return agent::clean(&instance)?
-                .iter()
-                .try_for_each(|note| line(note));
+        Command::Detach { interfaces } if interfaces.is_empty() => {
+            let client = Client::new(&instance);
+            if runtime()?.block_on(client.status_if_any())?.is_none() {
+                let notes = agent::clean(&instance)?;
+                return detached(form, &Detached { notes, ends: true });
+            }
         }
         _ => {}
     }
@@ -52,21 +54,13 @@ pub(crate) fn runtime() -> Result<Runtime> {
         .context("cannot start")
 }
 
-fn is_there(instance: &Instance) -> bool {
-    UnixStream::connect(instance.socket()).is_ok()
-}
-
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
         Command::Run(_) => unreachable!("the agent has been run"),
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
-            let detached = client.detach(&Detach { interfaces }).await?;
-            match form {
-                Form::Json => json(&detached),
-                Form::Table => detached.notes.iter().try_for_each(|note| line(note)),
-            }
+            detached(form, &client.detach(&Detach { interfaces }).await?)
         }
         Command::Service(Service::List) => {
             let services = client.status().await?.services;
@@ -105,6 +99,13 @@ async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
             };
             client.events(follow, each).await
         }
+    }
+}
+
+fn detached(form: Form, done: &Detached) -> Result<()> {
+    match form {
+        Form::Json => json(done),
+        Form::Table => done.notes.iter().try_for_each(|note| line(note)),
     }
 }
 

@@ -2,6 +2,7 @@
 //! ready.
 
 use std::{
+    collections::BTreeSet,
     fs::{File, OpenOptions},
     io::{BufRead as _, BufReader, Read as _, Seek as _, SeekFrom},
     os::unix::fs::OpenOptionsExt as _,
@@ -16,7 +17,7 @@ use crate::{
     agent::READY,
     api::{Edited, Edits, client::Client},
     cli::{Attach, Form, Host},
-    config::{Edit, raw::RawInterface},
+    config::{Edit, Error, raw::RawInterface},
     instance::Instance,
     state::Folder,
 };
@@ -27,6 +28,11 @@ pub(super) async fn attach(
     form: Form,
     options: &Attach,
 ) -> Result<()> {
+    let mut names = BTreeSet::new();
+    if let Some(name) = options.interfaces.iter().find(|name| !names.insert(*name)) {
+        let name = name.clone();
+        return Err(Error::DuplicateInterface { name }.into());
+    }
     if !client.is_there().await {
         return start(instance, form, options);
     }

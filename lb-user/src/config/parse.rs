@@ -11,7 +11,7 @@ pub struct ServiceEndpoint {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
-    /// The protocol; `tcp` if left out.
+    /// The protocol.
     pub protocol: Protocol,
 }
 
@@ -20,10 +20,8 @@ impl std::str::FromStr for ServiceEndpoint {
 
     fn from_str(text: &str) -> Result<Self, Error> {
         let wrong = || Error::Endpoint { text: text.into() };
-        let (place, protocol) = match text.split_once('/') {
-            Some((place, protocol)) => (place, protocol.parse().map_err(|_| wrong())?),
-            None => (text, Protocol::Tcp),
-        };
+        let (place, protocol) = text.split_once('/').ok_or_else(wrong)?;
+        let protocol = protocol.parse().map_err(|_| wrong())?;
         let place: SocketAddr = place.parse().map_err(|_| wrong())?;
         Ok(Self {
             address: place.ip(),

@@ -347,13 +347,14 @@ fn a_service_gets_a_name_from_its_place() {
     for (place, name) in [
         ("203.0.113.10:80/tcp", "203-0-113-10-80-tcp"),
         ("[2001:db8::10]:53/udp", "2001-db8--10-53-udp"),
-        ("10.0.0.1:443", "10-0-0-1-443-tcp"),
+        ("10.0.0.1:443/tcp", "10-0-0-1-443-tcp"),
     ] {
         let endpoint: ServiceEndpoint = place.parse().unwrap();
         assert_eq!(endpoint.name(), name);
     }
     for wrong in [
         "203.0.113.10",
+        "203.0.113.10:80",
         "203.0.113.10:80/sctp",
         "web:80",
         "[::1]:x/tcp",

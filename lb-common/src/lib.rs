@@ -4,4 +4,6 @@
 
 pub mod abi;
 pub mod datapath;
+#[cfg(feature = "host")]
+pub mod host;
 pub mod wire;

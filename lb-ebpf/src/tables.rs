@@ -177,7 +177,7 @@ impl Tables for BpfTables {
                 0,
             )
         };
-        (answer == 0).then(|| Neighbour {
+        (answer == 0).then_some(Neighbour {
             ifindex: route.ifindex,
             destination: Mac(route.dmac),
             source: Mac(route.smac),
@@ -258,8 +258,9 @@ impl Flows for BpfTables {
         // SAFETY: as in `route`.
         let place = unsafe { &mut (*scratch).flow };
         *place = flow;
+        let place: &Flow = place;
         // Fails only when memory is short; the packet is then forwarded without an entry.
-        let _ = NEW_FLOWS.insert(key, &*place, 0);
+        let _ = NEW_FLOWS.insert(key, place, 0);
     }
 
     #[inline(always)]

@@ -1,13 +1,20 @@
 //! A rig for tests of the load balancer on real networks: namespaces, veth, servers and clients.
 //!
 //! Nothing in it sends a packet outside the namespaces it made. Reading order: [`topology`] (the
-//! networks, with a drawing), [`server`] and [`client`] (who talks), [`frames`] (frames made by
-//! hand); below them [`netns`], [`process`] and [`wait`].
+//! networks, with a drawing), [`server`] and [`client`] (who talks), [`agent`] (the program under
+//! test), [`scene`] (a network with it) and [`claims`] (what holds there in every mode), [`frames`]
+//! (frames made by hand); below them [`netns`], [`process`] and [`wait`]. [`kernel`] runs the
+//! program alone, on single frames. [`kernel`] runs the program alone, on single
+//! frames.
 
+pub mod agent;
+pub mod claims;
 pub mod client;
 pub mod frames;
+pub mod kernel;
 pub mod netns;
 pub mod process;
+pub mod scene;
 pub mod server;
 pub mod topology;
 pub mod wait;

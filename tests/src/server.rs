@@ -7,14 +7,15 @@
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs::{self, File},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket},
-    path::Path,
-    process::Command,
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    process::{self, Command},
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 use tokio::{
@@ -284,36 +285,42 @@ pub fn iperf3(netns: &Netns, address: SocketAddr) -> Result<Process> {
     Ok(process)
 }
 
-/// A file of `bytes` random bytes and its SHA-256 in hex, for [`Nginx`]'s `/big`.
+/// A file of random bytes, for [`Nginx`]'s `/big`. It has no name: it goes with this process,
+/// however that ends.
 #[derive(Debug)]
 pub struct BigFile {
-    file: tempfile::NamedTempFile,
+    path: PathBuf,
     /// SHA-256 of the content, in lower-case hex.
     pub sha256: String,
+    // What the path leads to.
+    _file: File,
 }
 
 impl BigFile {
-    /// Makes the file.
+    /// Makes a file of `bytes` bytes.
     ///
     /// # Errors
     ///
     /// When the disk is full or a tool is missing.
     pub fn random(bytes: u64) -> Result<Self> {
-        let file = tempfile::NamedTempFile::new().context("cannot make a big file")?;
+        let file = tempfile::tempfile().context("cannot make a big file")?;
+        let path = PathBuf::from(format!("/proc/{}/fd/{}", process::id(), file.as_raw_fd()));
         let made = Command::new("head")
             .args(["--bytes", &bytes.to_string(), "/dev/urandom"])
-            .stdout(file.reopen()?)
+            .stdout(file.try_clone()?)
             .status()?;
-        if !made.success() {
-            bail!("cannot fill {} with {bytes} bytes", file.path().display());
-        }
-        let sha256 = crate::client::sha256(fs::File::open(file.path())?)?;
-        Ok(Self { file, sha256 })
+        ensure!(made.success(), "cannot fill a file with {bytes} bytes");
+        let sha256 = crate::client::sha256(File::open(&path)?)?;
+        Ok(Self {
+            path,
+            sha256,
+            _file: file,
+        })
     }
 
-    /// Where it is.
+    /// Where it can be opened while this lives.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.file.path()
+        &self.path
     }
 }

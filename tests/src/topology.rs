@@ -48,6 +48,10 @@ pub enum Arms {
     Two,
 }
 
+/// The balancer's addresses on the backends' side, with two arms.
+const INNER: &str = "addr add 10.0.1.1/24 dev eth1
+                     addr add 2001:db8:b::1/64 dev eth1 nodad";
+
 /// The gateway of the backends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
@@ -251,6 +255,18 @@ impl Network {
         }
     }
 
+    /// Removes the balancer's `eth1` and makes it anew, with another MAC address and index.
+    ///
+    /// # Errors
+    ///
+    /// With one arm, or when a tool refuses.
+    pub fn make_inner_anew(&self) -> Result<()> {
+        ensure!(self.arms == Arms::Two, "one arm has no eth1");
+        self.balancer.netns.ip("link del eth1")?;
+        self.plug(&self.balancer.netns, "eth1", "balancer")?;
+        self.balancer.netns.ip(INNER)
+    }
+
     fn join_two_arms(&self) -> Result<()> {
         let (client, balancer) = (&self.client.netns, &self.balancer.netns);
         veth((client, "eth0"), (balancer, "eth0"))?;
@@ -261,9 +277,8 @@ impl Network {
              route add default via 198.51.100.1
              route add default via 2001:db8:c::1")?;
         balancer.ip("addr add 198.51.100.1/24 dev eth0
-             addr add 2001:db8:c::1/64 dev eth0 nodad
-             addr add 10.0.1.1/24 dev eth1
-             addr add 2001:db8:b::1/64 dev eth1 nodad")?;
+             addr add 2001:db8:c::1/64 dev eth0 nodad")?;
+        balancer.ip(INNER)?;
         let Some(router) = &self.router else {
             return Ok(());
         };

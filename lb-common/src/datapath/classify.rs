@@ -52,7 +52,7 @@ pub fn direction<'t, T: Tables, F: Flows>(
                 None => Ok(Direction::ToBackend(endpoint)),
             };
         }
-        return Err(opened_directly(parsed, endpoint, flows));
+        return Err(opened_directly(parsed, to, endpoint, tables, flows));
     }
     let from = EndpointKey {
         address: parsed.source,
@@ -70,7 +70,13 @@ pub fn direction<'t, T: Tables, F: Flows>(
 
 /// A client's packet to a backend's own address and port: remembered, so that the answers pass.
 #[inline(always)]
-fn opened_directly<F: Flows>(parsed: &Parsed, endpoint: &Endpoint, flows: &mut F) -> Reason {
+fn opened_directly<T: Tables, F: Flows>(
+    parsed: &Parsed,
+    mut to: EndpointKey,
+    first: &Endpoint,
+    tables: &T,
+    flows: &mut F,
+) -> Reason {
     let conversation = Conversation {
         client: parsed.source,
         backend: parsed.destination,
@@ -87,17 +93,28 @@ fn opened_directly<F: Flows>(parsed: &Parsed, endpoint: &Endpoint, flows: &mut F
         return Reason::DirectToBackend;
     }
     flows.insert_direct(&conversation, Direct { seen: now });
-    // A flow of the service between the same two ports has ended without our seeing it, or the
+    // A flow of a service between the same two ports has ended without our seeing it, or the
     // client could not have begun this; its entry would claim the answers.
-    let key = flow_key(parsed.source, parsed.source_port, endpoint);
-    let idle = match flows.find(&key) {
-        Some((_, flow)) => {
-            flow.backend == endpoint.backend && flow.seen.age(now).0 > Ticks::PER_SECOND
+    let mut endpoint = first;
+    for nth in 1..=limits::SHARED_RETURNS {
+        let key = flow_key(parsed.source, parsed.source_port, endpoint);
+        let idle = match flows.find(&key) {
+            Some((_, flow)) => {
+                flow.backend == endpoint.backend && flow.seen.age(now).0 > Ticks::PER_SECOND
+            }
+            None => false,
+        };
+        if idle {
+            flows.remove(&key);
         }
-        None => false,
-    };
-    if idle {
-        flows.remove(&key);
+        if endpoint.more == 0 {
+            break;
+        }
+        to.nth = nth;
+        match tables.endpoint(&to) {
+            Some(next) => endpoint = next,
+            None => break,
+        }
     }
     Reason::DirectToBackend
 }

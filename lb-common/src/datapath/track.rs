@@ -48,6 +48,9 @@ pub fn from_client(
     if flow.neighbour != *from {
         flow.neighbour = *from;
     }
+    if flow.address != parsed.destination {
+        flow.address = parsed.destination;
+    }
     if opens(parsed) {
         // A new connection between the same ports, or the first SYN again.
         flow.state = FlowState::HALF_OPEN;

@@ -279,10 +279,12 @@ fn is_taken<T: Tables, F: Flows>(
             if let (Some((_, flow)), Some(service)) =
                 (flows.find(&flow_key), tables.service(other.service))
                 && flow.backend == other.backend
-                && flow.state != FlowState::CLOSING
-                && !flow.is_expired(now, &service.timeouts)
             {
-                return true;
+                if flow.state != FlowState::CLOSING && !flow.is_expired(now, &service.timeouts) {
+                    return true;
+                }
+                // It is over, and must not claim the answers of the next.
+                flows.remove(&flow_key);
             }
         }
         if other.more == 0 {

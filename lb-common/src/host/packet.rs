@@ -1,0 +1,69 @@
+//! A frame in a buffer of its own.
+
+use zerocopy::IntoBytes;
+
+use crate::{datapath::Packet, wire::Header};
+
+/// A received frame. Its first byte is aligned to four, as in a driver's buffer.
+#[derive(Clone, Debug)]
+pub struct HostPacket {
+    words: Vec<u32>,
+    length: usize,
+    ifindex: u32,
+}
+
+impl HostPacket {
+    /// A copy of `frame`, as received on the interface `ifindex`.
+    pub fn new(frame: &[u8], ifindex: u32) -> Self {
+        let mut words = vec![0u32; frame.len().div_ceil(4)];
+        words.as_mut_bytes()[..frame.len()].copy_from_slice(frame);
+        Self {
+            words,
+            length: frame.len(),
+            ifindex,
+        }
+    }
+
+    /// The frame.
+    pub fn bytes(&self) -> &[u8] {
+        &self.words.as_bytes()[..self.length]
+    }
+}
+
+impl Packet for HostPacket {
+    fn length(&self) -> u32 {
+        self.length as u32
+    }
+
+    fn ifindex(&self) -> u32 {
+        self.ifindex
+    }
+
+    fn at<H: Header>(&self, offset: usize) -> Option<&H> {
+        let place = self.bytes().get(offset..offset + size_of::<H>())?;
+        H::ref_from_bytes(place).ok()
+    }
+
+    fn at_mut<H: Header>(&mut self, offset: usize) -> Option<&mut H> {
+        let frame = &mut self.words.as_mut_bytes()[..self.length];
+        let place = frame.get_mut(offset..offset + size_of::<H>())?;
+        H::mut_from_bytes(place).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::l4::Ports;
+
+    #[test]
+    fn a_header_is_lent_only_if_it_lies_in_the_frame_as_a_whole() {
+        let mut packet = HostPacket::new(&[1, 2, 3, 4, 5, 6, 7], 1);
+        assert_eq!(packet.length(), 7);
+        assert_eq!(packet.at::<Ports>(2).map(|p| p.source), Some([3, 4]));
+        assert!(packet.at::<Ports>(4).is_none());
+        assert!(packet.at_mut::<Ports>(4).is_none());
+        packet.at_mut::<Ports>(2).expect("it fits").source = [8, 9];
+        assert_eq!(packet.bytes(), [1, 2, 8, 9, 5, 6, 7]);
+    }
+}

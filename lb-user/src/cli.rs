@@ -1,0 +1,389 @@
+//! What can be typed.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{Algorithm, Mode, State, XdpMode, raw::Span},
+    instance::Instance,
+};
+
+/// An L4 load balancer that forwards packets in XDP and keeps the client's address.
+#[derive(Debug, Parser)]
+#[command(
+    name = "lb-user",
+    version,
+    max_term_width = 100,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "A first service:
+  sudo lb-user attach eth1
+  sudo lb-user service add 203.0.113.10:80/tcp --name web
+  sudo lb-user backend add web 10.0.1.5:8080
+  sudo lb-user status"
+)]
+pub struct Cli {
+    /// Which agent: each has a socket, a state folder and pins of its own
+    #[arg(long, global = true, default_value = "default", value_name = "NAME")]
+    pub instance: Instance,
+    /// How to print what is read
+    #[arg(
+        short,
+        long,
+        global = true,
+        default_value = "table",
+        value_name = "FORM"
+    )]
+    pub output: Form,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// How to print what is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people
+    Table,
+    /// For programs: stable
+    Json,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Attach to interfaces; starts the agent in the background if none runs
+    #[command(after_help = "Examples:
+  sudo lb-user attach eth1
+  sudo lb-user attach eth1 eth2 --xdp-mode driver
+  sudo lb-user attach eth1 --netns lb --instance a")]
+    Attach(Attach),
+    /// Detach from interfaces; without names from all, and the agent ends
+    #[command(after_help = "Examples:
+  sudo lb-user detach eth2
+  sudo lb-user detach          everything: addresses, program, settings, pins, agent")]
+    Detach {
+        /// Interfaces
+        #[arg(value_name = "INTERFACE")]
+        interfaces: Vec<String>,
+    },
+    /// Run the agent in the foreground, as systemd starts it
+    #[command(after_help = "Examples:
+  sudo lb-user run
+  sudo lb-user run --config /etc/lb-user/lb.toml")]
+    Run(Run),
+    /// Add, remove, list and change services
+    #[command(subcommand)]
+    Service(Service),
+    /// Add, remove, list and change backends
+    #[command(subcommand)]
+    Backend(Backend),
+    /// Show interfaces, services and backends with their state
+    #[command(after_help = "Examples:
+  lb-user status
+  lb-user status -o json")]
+    Status,
+    /// Show packets and bytes
+    #[command(after_help = "Examples:
+  lb-user stats
+  lb-user stats --watch        rates, every second")]
+    Stats {
+        /// Show rates, again and again
+        #[arg(short, long)]
+        watch: bool,
+        /// Time between two looks
+        #[arg(long, default_value = "1s", requires = "watch", value_name = "TIME")]
+        interval: Span,
+    },
+    /// List flows: which client is with which backend
+    #[command(after_help = "Examples:
+  lb-user flows --service web --limit 20
+  lb-user flows --client 198.51.100.7
+  lb-user flows --summary")]
+    Flows(Flows),
+    /// List the reasons for which packets pass, are forwarded or dropped, with their counts
+    #[command(after_help = "Examples:
+  lb-user reasons
+  lb-user reasons -o json")]
+    Reasons,
+    /// Print the whole configuration
+    #[command(after_help = "Examples:
+  lb-user export > lb.toml
+  lb-user export -o json")]
+    Export,
+    /// Put the configuration of a file in place of the one there is; prints what changes first
+    #[command(after_help = "Examples:
+  sudo lb-user apply -f lb.toml --dry-run
+  sudo lb-user apply -f lb.toml
+  lb-user export | sed s/10.0.1.5/10.0.1.7/ | sudo lb-user apply -f -")]
+    Apply {
+        /// The file; - is standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Print what would change, and change nothing
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Show what happened lately: new flows and drops (sampled), next hops that are missing
+    #[command(after_help = "Examples:
+  lb-user events
+  lb-user events --follow -o json")]
+    Events {
+        /// Go on until interrupted
+        #[arg(short, long)]
+        follow: bool,
+    },
+}
+
+/// `attach`.
+#[derive(Debug, Args)]
+pub struct Attach {
+    /// Interfaces
+    #[arg(required = true, value_name = "INTERFACE")]
+    pub interfaces: Vec<String>,
+    /// Where the program runs: in the driver if it can, in the driver or not at all, or generic
+    #[arg(long, default_value = "auto", value_name = "auto|driver|skb")]
+    pub xdp_mode: XdpMode,
+    /// How a new agent is started.
+    #[command(flatten)]
+    pub host: Host,
+}
+
+/// `run`.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Start from this file, not from the state folder
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// How it is started.
+    #[command(flatten)]
+    pub host: Host,
+    /// Attach to these interfaces too (given by attach)
+    #[arg(long, value_name = "INTERFACE", hide = true)]
+    pub attach: Vec<String>,
+    /// How to attach to them
+    #[arg(long, default_value = "auto", value_name = "MODE", hide = true)]
+    pub xdp_mode: XdpMode,
+    /// Leave the terminal's session
+    #[arg(long, hide = true)]
+    pub background: bool,
+}
+
+/// What an agent may do to its host.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Host {
+    /// Enter this network namespace (a name of `ip netns`, or a path) before anything else
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+    /// Change no kernel setting; fail with the lines to type if one is missing
+    #[arg(long)]
+    pub no_sysctl: bool,
+    /// Put no service address on any interface
+    #[arg(long)]
+    pub no_address: bool,
+    /// Throw away maps whose layout is another version's, with their flows
+    #[arg(long)]
+    pub discard: bool,
+    /// Log rare packets (aya-log) to the agent's log
+    #[arg(long)]
+    pub log_packets: bool,
+}
+
+/// `service`.
+#[derive(Debug, Subcommand)]
+pub enum Service {
+    /// Add a service
+    #[command(after_help = "Examples:
+  sudo lb-user service add 203.0.113.10:80/tcp --name web
+  sudo lb-user service add '[2001:db8::10]:53/udp' --name dns --algorithm round-robin
+  sudo lb-user service add 10.0.0.100:80/tcp --name direct --mode dsr-l2")]
+    Add(ServiceAdd),
+    /// Remove a service with its backends
+    #[command(after_help = "Examples:
+  sudo lb-user service del web
+  sudo lb-user service del 203.0.113.10:80/tcp")]
+    Del {
+        /// Its name, or its address as in `add`
+        service: String,
+    },
+    /// List services
+    #[command(after_help = "Examples:
+  lb-user service list
+  lb-user service list -o json")]
+    List,
+    /// Change a service; what is not given stays
+    #[command(after_help = "Examples:
+  sudo lb-user service set web --algorithm source-hash
+  sudo lb-user service set web --address 203.0.113.11 --remove-address 203.0.113.10
+  sudo lb-user service set web --established 10m")]
+    Set(ServiceChange),
+}
+
+/// `service add`.
+#[derive(Debug, Args)]
+pub struct ServiceAdd {
+    /// Its address, port and protocol: 203.0.113.10:80/tcp, [2001:db8::10]:53/udp
+    #[arg(value_name = "ADDRESS:PORT/PROTOCOL")]
+    pub endpoint: String,
+    /// Its name; made from the address if left out
+    #[arg(long)]
+    pub name: Option<String>,
+    /// What it does.
+    #[command(flatten)]
+    pub options: ServiceOptions,
+}
+
+/// `service set`.
+#[derive(Debug, Args)]
+pub struct ServiceChange {
+    /// Its name, or its address as in `add`
+    pub service: String,
+    /// What changes.
+    #[command(flatten)]
+    pub options: ServiceOptions,
+    /// An address to remove; may be given again
+    #[arg(long, value_name = "ADDRESS")]
+    pub remove_address: Vec<String>,
+    /// Put the address on the interfaces again (undoes --no-address)
+    #[arg(long, conflicts_with = "no_address")]
+    pub put_address: bool,
+}
+
+/// What can be said of a service.
+#[derive(Debug, Args)]
+pub struct ServiceOptions {
+    /// nat: answers come back through here; dsr-l2: backends answer the client directly
+    #[arg(long, value_name = "nat|dsr-l2")]
+    pub mode: Option<Mode>,
+    /// How a backend is chosen for a new flow
+    #[arg(long, value_name = "maglev|round-robin|source-hash")]
+    pub algorithm: Option<Algorithm>,
+    /// Cells of the lookup table, a prime [default: 65537]
+    #[arg(long, value_name = "PRIME")]
+    pub slots: Option<u32>,
+    /// A further address of the same family; may be given again
+    #[arg(long, value_name = "ADDRESS")]
+    pub address: Vec<String>,
+    /// Leave the address alone: it is on this host, or routed to it, already
+    #[arg(long)]
+    pub no_address: bool,
+    /// Idle time of TCP handshakes [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub half_open: Option<Span>,
+    /// Idle time of TCP connections [default: 350s]
+    #[arg(long, value_name = "TIME")]
+    pub established: Option<Span>,
+    /// Idle time of TCP connections after their end [default: 10s]
+    #[arg(long, value_name = "TIME")]
+    pub closing: Option<Span>,
+    /// Idle time of UDP flows [default: 30s]
+    #[arg(long, value_name = "TIME")]
+    pub udp: Option<Span>,
+}
+
+/// `backend`.
+#[derive(Debug, Subcommand)]
+pub enum Backend {
+    /// Add a backend to a service
+    #[command(after_help = "Examples:
+  sudo lb-user backend add web 10.0.1.5:8080
+  sudo lb-user backend add web 10.0.1.6:8080 --weight 2
+  sudo lb-user backend add direct 10.0.0.5          the service's port")]
+    Add {
+        /// The service's name
+        service: String,
+        /// The backend's address and port
+        #[arg(value_name = "ADDRESS:PORT")]
+        address: String,
+        /// Its share, relative to the other backends' (0 to 65535)
+        #[arg(long, value_name = "N")]
+        weight: Option<u16>,
+        /// Whether it takes packets from the start
+        #[arg(long, value_name = "enabled|draining|disabled")]
+        state: Option<State>,
+    },
+    /// Remove a backend: its flows choose anew
+    #[command(after_help = "Examples:
+  sudo lb-user backend del web 10.0.1.5:8080")]
+    Del {
+        /// The service's name
+        service: String,
+        /// The backend's address and port
+        #[arg(value_name = "ADDRESS:PORT")]
+        address: String,
+    },
+    /// List backends, of all services or one
+    #[command(after_help = "Examples:
+  lb-user backend list
+  lb-user backend list web -o json")]
+    List {
+        /// The service's name
+        service: Option<String>,
+    },
+    /// Change a backend's weight or state
+    #[command(after_help = "Examples:
+  sudo lb-user backend set web 10.0.1.5:8080 --weight 3
+  sudo lb-user backend set web 10.0.1.5:8080 --state draining    keeps the flows it has
+  sudo lb-user backend set web 10.0.1.5:8080 --state disabled    keeps open TCP connections only")]
+    Set {
+        /// The service's name
+        service: String,
+        /// The backend's address and port
+        #[arg(value_name = "ADDRESS:PORT")]
+        address: String,
+        /// Its share, relative to the other backends' (0 to 65535)
+        #[arg(long, value_name = "N")]
+        weight: Option<u16>,
+        /// Whether it takes packets
+        #[arg(long, value_name = "enabled|draining|disabled")]
+        state: Option<State>,
+    },
+}
+
+/// `flows`.
+#[derive(Debug, Args)]
+pub struct Flows {
+    /// Only of this service
+    #[arg(long, value_name = "NAME")]
+    pub service: Option<String>,
+    /// Only of this backend, with or without its port
+    #[arg(long, value_name = "ADDRESS[:PORT]")]
+    pub backend: Option<String>,
+    /// Only of this client
+    #[arg(long, value_name = "ADDRESS")]
+    pub client: Option<IpAddr>,
+    /// No more than so many
+    #[arg(long, default_value = "1000", value_name = "N")]
+    pub limit: usize,
+    /// Count flows by service and backend
+    #[arg(long, conflicts_with_all = ["service", "backend", "client", "limit"])]
+    pub summary: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound_and_every_command_has_examples() {
+        let mut cli = Cli::command();
+        cli.build();
+        cli.clone().debug_assert();
+        let mut open: Vec<clap::Command> = cli.get_subcommands().cloned().collect();
+        while let Some(command) = open.pop() {
+            let children: Vec<_> = command.get_subcommands().cloned().collect();
+            if children.is_empty() && command.get_name() != "help" {
+                let help = command.get_after_help().map(ToString::to_string);
+                assert!(
+                    help.unwrap_or_default().contains("lb-user"),
+                    "{} has no example",
+                    command.get_name()
+                );
+            }
+            open.extend(children.into_iter().filter(|c| c.get_name() != "help"));
+        }
+    }
+}

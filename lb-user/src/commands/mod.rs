@@ -1,0 +1,211 @@
+//! What each command does: most ask the agent and print its answer; `run`, and `detach` where no
+//! agent runs, are the agent themselves.
+
+mod attach;
+mod edit;
+mod print;
+
+use std::{fs, io::Read as _, os::unix::net::UnixStream};
+
+use anyhow::{Context, Result};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    agent,
+    api::{Detach, Edits, FlowFilter, ReasonCount, client::Client},
+    cli::{Backend, Cli, Command, Flows, Form, Service},
+    config::{Config, Edit, RawConfig},
+    instance::Instance,
+    output,
+};
+use print::{edited, json, line, show};
+
+/// Carries out what was typed.
+///
+/// # Errors
+///
+/// One line that says what is wrong and what to do.
+pub fn run(cli: Cli) -> Result<()> {
+    let Cli {
+        instance,
+        output: form,
+        command,
+    } = cli;
+    match command {
+        // These enter a network namespace, before any runtime has made a thread.
+        Command::Run(options) => return agent::run(&instance, options),
+        Command::Detach { interfaces } if interfaces.is_empty() && !is_there(&instance) => {
+            return agent::clean(&instance)?
+                .iter()
+                .try_for_each(|note| line(note));
+        }
+        _ => {}
+    }
+    runtime()?.block_on(ask(&instance, form, command))
+}
+
+/// A runtime without threads.
+pub(crate) fn runtime() -> Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start")
+}
+
+fn is_there(instance: &Instance) -> bool {
+    UnixStream::connect(instance.socket()).is_ok()
+}
+
+async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
+    let client = Client::new(instance);
+    match command {
+        Command::Run(_) => unreachable!("the agent has been run"),
+        Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
+        Command::Detach { interfaces } => {
+            let detached = client.detach(&Detach { interfaces }).await?;
+            match form {
+                Form::Json => json(&detached),
+                Form::Table => detached.notes.iter().try_for_each(|note| line(note)),
+            }
+        }
+        Command::Service(Service::List) => {
+            let services = client.status().await?.services;
+            show(form, &services, |s| output::services(s))
+        }
+        Command::Service(command) => {
+            let edit = edit::service(command)?;
+            edited(form, &client.edit(&one(edit)).await?)
+        }
+        Command::Backend(Backend::List { service }) => backends(&client, form, service).await,
+        Command::Backend(command) => {
+            let edit = edit::backend(command);
+            edited(form, &client.edit(&one(edit)).await?)
+        }
+        Command::Status => show(form, &client.status().await?, output::status),
+        Command::Stats { watch: false, .. } => show(form, &client.stats().await?, |stats| {
+            output::stats(stats, None)
+        }),
+        Command::Stats { interval, .. } => print::watch(&client, form, interval.0).await,
+        Command::Flows(options) => flows(&client, form, options).await,
+        Command::Reasons => {
+            let interfaces = match client.is_there().await {
+                true => Some(client.stats().await?.interfaces),
+                false => None,
+            };
+            show(form, &ReasonCount::all(interfaces.as_deref()), |reasons| {
+                output::reasons(reasons)
+            })
+        }
+        Command::Export => show(form, &client.config().await?, RawConfig::to_toml),
+        Command::Apply { file, dry_run } => apply(&client, form, &file, dry_run).await,
+        Command::Events { follow } => {
+            let each = |event| match form {
+                Form::Json => line(&serde_json::to_string(&event)?),
+                Form::Table => line(&output::event(&event)),
+            };
+            client.events(follow, each).await
+        }
+    }
+}
+
+fn one(edit: Edit) -> Edits {
+    Edits {
+        edits: vec![edit],
+        dry_run: false,
+    }
+}
+
+async fn backends(client: &Client, form: Form, of: Option<String>) -> Result<()> {
+    let services = client.status().await?.services;
+    if let Some(name) = &of {
+        let is_there = services.iter().any(|service| service.name == *name);
+        anyhow::ensure!(
+            is_there,
+            crate::config::Error::NoService {
+                name: name.clone(),
+                known: services.into_iter().map(|service| service.name).collect(),
+            }
+        );
+    }
+    let listed = services
+        .iter()
+        .filter(|service| of.as_ref().is_none_or(|name| service.name == *name))
+        .flat_map(|service| service.backends.iter().map(move |b| (service, b)));
+    match form {
+        Form::Table => print::text(&output::backends(listed, output::Heads::AllServices)),
+        Form::Json => {
+            /// A backend with its service's name.
+            #[derive(serde::Serialize)]
+            struct Listed<'a> {
+                service: &'a str,
+                #[serde(flatten)]
+                backend: &'a crate::api::Backend,
+            }
+            let listed: Vec<Listed<'_>> = listed
+                .map(|(service, backend)| Listed {
+                    service: &service.name,
+                    backend,
+                })
+                .collect();
+            json(&listed)
+        }
+    }
+}
+
+async fn flows(client: &Client, form: Form, options: Flows) -> Result<()> {
+    let Flows {
+        service,
+        backend,
+        client: address,
+        limit,
+        summary,
+    } = options;
+    if summary {
+        return show(form, &client.flow_summary().await?, output::flow_summary);
+    }
+    let filter = FlowFilter {
+        service,
+        backend,
+        client: address,
+        limit: Some(limit),
+    };
+    let flows = client.flows(&filter).await?;
+    show(form, &flows, |flows| output::flows(flows))?;
+    if flows.len() == limit {
+        print::aside(&format!(
+            "only the first {limit} flows: give another --limit"
+        ));
+    }
+    Ok(())
+}
+
+async fn apply(client: &Client, form: Form, file: &std::path::Path, dry_run: bool) -> Result<()> {
+    let (text, origin) = if file.as_os_str() == "-" {
+        let mut text = String::new();
+        std::io::stdin()
+            .read_to_string(&mut text)
+            .context("cannot read standard input")?;
+        (text, "standard input".to_owned())
+    } else {
+        let origin = file.display().to_string();
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {origin}"))?;
+        (text, origin)
+    };
+    let config = RawConfig::from_toml(&text, &origin)?;
+    Config::check(&config)?;
+    let mut edits = one(Edit::Replace { config });
+    edits.dry_run = true;
+    let planned = client.edit(&edits).await?;
+    if dry_run {
+        return edited(form, &planned);
+    }
+    if form == Form::Table {
+        print::changes(&planned)?;
+    }
+    edits.dry_run = false;
+    let done = client.edit(&edits).await?;
+    match form {
+        Form::Json => edited(form, &done),
+        Form::Table => print::notes(&done),
+    }
+}

@@ -1,0 +1,227 @@
+//! Routes: where a packet goes next.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
+
+use anyhow::{Context, Result};
+use futures_util::TryStreamExt as _;
+use rtnetlink::{
+    RouteMessageBuilder,
+    packet_route::route::{
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
+        RouteType, RouteVia,
+    },
+};
+
+use super::{Network, errno, refusal};
+
+/// A neighbour that packets are handed to: a gateway, or the destination itself if it is on-link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NextHop {
+    /// Index of the interface it is reached through.
+    pub ifindex: u32,
+    /// Its address. Of the other family than the destination's where a route says so
+    /// (`via inet6`, RFC 5549).
+    pub address: IpAddr,
+}
+
+impl Network {
+    /// Where a packet to `destination` goes next; nothing if there is no route to it, or if it is
+    /// this host's own address. Of a multipath route one of the paths that are up.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn resolve(&self, destination: IpAddr) -> Result<Option<NextHop>> {
+        let question = match destination {
+            IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
+                .destination_prefix(v4, 32)
+                .build(),
+            IpAddr::V6(v6) => RouteMessageBuilder::<Ipv6Addr>::new()
+                .destination_prefix(v6, 128)
+                .build(),
+        };
+        let answer = self.handle.route().get(question).execute().try_next().await;
+        match answer {
+            Ok(Some(route)) => Ok(next_hop(&route, destination)),
+            Ok(None) => Ok(None),
+            Err(error) if is_no_route(&error) => Ok(None),
+            Err(error) => {
+                Err(refusal(error).context(format!("cannot look up the route to {destination}")))
+            }
+        }
+    }
+
+    /// Every gateway of a route that leaves through one of `interfaces`, in all routing tables.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn gateways(&self, interfaces: &BTreeSet<u32>) -> Result<BTreeSet<NextHop>> {
+        let mut gateways = BTreeSet::new();
+        for question in [
+            RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        ] {
+            let mut question = question;
+            question.header.table = RouteHeader::RT_TABLE_UNSPEC;
+            let mut routes = std::pin::pin!(self.handle.route().get(question).execute());
+            while let Some(route) = routes
+                .try_next()
+                .await
+                .map_err(refusal)
+                .context("cannot list the routes")?
+            {
+                if route.header.kind == RouteType::Unicast {
+                    gateways.extend(hops(&route));
+                }
+            }
+        }
+        gateways.retain(|hop| interfaces.contains(&hop.ifindex));
+        Ok(gateways)
+    }
+}
+
+/// The kernel's answer about `destination` as a next hop.
+fn next_hop(route: &RouteMessage, destination: IpAddr) -> Option<NextHop> {
+    if route.header.kind != RouteType::Unicast {
+        return None;
+    }
+    if let Some(hop) = hops(route).next() {
+        return Some(hop);
+    }
+    let on_link = |attributes: &[RouteAttribute]| interface(attributes);
+    let ifindex = on_link(&route.attributes).or_else(|| {
+        paths(route)
+            .find(|path| is_usable(path))
+            .map(|path| path.interface_index)
+    })?;
+    Some(NextHop {
+        ifindex,
+        address: destination,
+    })
+}
+
+/// The gateways of a route, each with its interface: one, or one for each path.
+fn hops(route: &RouteMessage) -> impl Iterator<Item = NextHop> + '_ {
+    let single = interface(&route.attributes)
+        .zip(gateway(&route.attributes))
+        .map(|(ifindex, address)| NextHop { ifindex, address });
+    let several = paths(route)
+        .filter(|path| is_usable(path))
+        .filter_map(|path| {
+            Some(NextHop {
+                ifindex: path.interface_index,
+                address: gateway(&path.attributes)?,
+            })
+        });
+    single.into_iter().chain(several)
+}
+
+/// The paths of a multipath route.
+fn paths(route: &RouteMessage) -> impl Iterator<Item = &RouteNextHop> {
+    route
+        .attributes
+        .iter()
+        .filter_map(|attribute| match attribute {
+            RouteAttribute::MultiPath(paths) => Some(paths),
+            _ => None,
+        })
+        .flatten()
+}
+
+/// Whether packets can take the path now.
+fn is_usable(path: &RouteNextHop) -> bool {
+    !path
+        .flags
+        .intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
+}
+
+fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn gateway(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(RouteAddress::Inet(v4))
+        | RouteAttribute::Via(RouteVia::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::Gateway(RouteAddress::Inet6(v6))
+        | RouteAttribute::Via(RouteVia::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
+}
+
+/// Whether the kernel says that nothing leads there: no route, or one of type `unreachable`,
+/// `prohibit` or `blackhole`.
+fn is_no_route(error: &rtnetlink::Error) -> bool {
+    matches!(
+        errno(error),
+        Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::EACCES | libc::EINVAL | libc::ENETDOWN)
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn via(ifindex: u32, gateway: [u8; 4], flags: RouteNextHopFlags) -> RouteNextHop {
+        let mut path = RouteNextHop::default();
+        path.interface_index = ifindex;
+        path.flags = flags;
+        path.attributes = vec![RouteAttribute::Gateway(RouteAddress::Inet(gateway.into()))];
+        path
+    }
+
+    fn unicast(attributes: Vec<RouteAttribute>) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.kind = RouteType::Unicast;
+        route.attributes = attributes;
+        route
+    }
+
+    #[test]
+    fn a_path_that_is_down_is_passed_over() {
+        let route = unicast(vec![RouteAttribute::MultiPath(vec![
+            via(2, [10, 0, 0, 1], RouteNextHopFlags::Linkdown),
+            via(3, [10, 0, 1, 1], RouteNextHopFlags::empty()),
+        ])]);
+        let expected = NextHop {
+            ifindex: 3,
+            address: IpAddr::from([10, 0, 1, 1]),
+        };
+        assert_eq!(
+            next_hop(&route, IpAddr::from([192, 0, 2, 1])),
+            Some(expected)
+        );
+        assert_eq!(hops(&route).collect::<Vec<_>>(), [expected]);
+    }
+
+    #[test]
+    fn an_ipv4_route_may_have_an_ipv6_gateway() {
+        let gateway: Ipv6Addr = "fe80::1".parse().expect("an address");
+        let route = unicast(vec![
+            RouteAttribute::Oif(7),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)),
+        ]);
+        let hop = next_hop(&route, IpAddr::from([192, 0, 2, 1]));
+        assert_eq!(
+            hop,
+            Some(NextHop {
+                ifindex: 7,
+                address: gateway.into()
+            })
+        );
+    }
+
+    #[test]
+    fn an_own_address_has_no_next_hop() {
+        let mut route = unicast(vec![RouteAttribute::Oif(1)]);
+        route.header.kind = RouteType::Local;
+        assert_eq!(next_hop(&route, IpAddr::from([127, 0, 0, 1])), None);
+    }
+}

@@ -1,0 +1,495 @@
+//! The program under test, driven the way an operator does: `lb-user` commands against an instance
+//! of its own.
+//!
+//! Promises: no instance meets another or the machine's own (state, socket and pins are its own);
+//! an agent goes with its pins when dropped, on panic too, and its log is printed then (the test
+//! harness shows it for failed tests). The JSON of `lb-user` is read here and nowhere else.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    process::Command,
+    sync::Once,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        statfs::{BPF_FS_MAGIC, statfs},
+    },
+    unistd::Pid,
+};
+use serde::Deserialize;
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::{
+    netns::{self, Netns},
+    process::{Finished, finish},
+    topology::Network,
+    wait,
+};
+
+/// Environment variable with the path of the program under test.
+const LB_USER: &str = "LB_USER";
+
+/// The kernel's file system for pinned programs and maps.
+const BPFFS: &str = "/sys/fs/bpf";
+
+/// Where `lb-user` pins: one folder for each instance.
+const PINS: &str = "/sys/fs/bpf/lb-user";
+
+/// How long a command may take on a busy machine; loading the program is the slowest.
+const COMMAND_LIMIT: Duration = Duration::from_secs(60);
+
+/// An instance of the load balancer on one machine of a network.
+#[derive(Debug)]
+pub struct Agent {
+    program: PathBuf,
+    instance: String,
+    folder: TempDir,
+    netns: String,
+    interfaces: Vec<String>,
+}
+
+/// A flow, as `lb-user flows` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Flow {
+    /// Name of the service.
+    pub service: String,
+    /// The client's address and port.
+    pub client: SocketAddr,
+    /// The backend's address and port.
+    pub backend: SocketAddr,
+}
+
+/// A flow in the JSON of `lb-user flows`.
+#[derive(Deserialize)]
+struct Listed {
+    service: String,
+    client: IpAddr,
+    client_port: u16,
+    backend: String,
+}
+
+/// What a service has carried, as `lb-user stats` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Packets from clients.
+    pub forward: u64,
+    /// Packets back to clients (mode `nat` only).
+    pub back: u64,
+    /// Flows given to a backend.
+    pub new_flows: u64,
+}
+
+impl Agent {
+    /// An instance for the balancer of `network`, not yet started.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not built.
+    pub fn prepare(network: &Network) -> Result<Self> {
+        static READY: Once = Once::new();
+        let program = program()?;
+        READY.call_once(|| {
+            mount_bpffs();
+            sweep();
+        });
+        Ok(Self {
+            program,
+            instance: netns::unique("agent"),
+            folder: tempfile::tempdir().context("cannot make a folder for the agent")?,
+            netns: network.balancer.netns.name().to_owned(),
+            interfaces: network.interfaces().iter().map(|&i| i.to_owned()).collect(),
+        })
+    }
+
+    /// An instance that is attached to all interfaces of the balancer of `network`.
+    ///
+    /// # Errors
+    ///
+    /// When the program is not built, or `attach` fails.
+    pub fn attached(network: &Network) -> Result<Self> {
+        let agent = Self::prepare(network)?;
+        agent.attach("")?;
+        Ok(agent)
+    }
+
+    /// `attach` to all interfaces, with further `flags`; gives what it printed.
+    ///
+    /// # Errors
+    ///
+    /// When it fails.
+    pub fn attach(&self, flags: &str) -> Result<String> {
+        self.ok(&self.attach_line(flags))
+    }
+
+    /// The line that [`Agent::attach`] runs, after the instance.
+    #[must_use]
+    pub fn attach_line(&self, flags: &str) -> String {
+        let interfaces = self.interfaces.join(" ");
+        format!("attach --netns {} {flags} {interfaces}", self.netns)
+    }
+
+    /// Runs a command line of `lb-user`, words parted by spaces, that has to succeed; gives its
+    /// standard output.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn ok(&self, line: &str) -> Result<String> {
+        self.run(line)?.text()
+    }
+
+    /// Runs a command line that has to be refused: exit code 1 or 2, nothing on standard output,
+    /// one line on standard error, which is returned.
+    ///
+    /// # Errors
+    ///
+    /// When it is not refused in this way.
+    pub fn refused(&self, line: &str) -> Result<String> {
+        refusal(line, self.run(line)?)
+    }
+
+    /// As [`Agent::refused`], for root without any capability.
+    ///
+    /// # Errors
+    ///
+    /// When it is not refused in this way.
+    pub fn refused_without_capabilities(&self, line: &str) -> Result<String> {
+        let mut command = Command::new("setpriv");
+        command.args(["--bounding-set", "-all", "--inh-caps", "-all"]);
+        command.arg(&self.program);
+        self.complete(&mut command, line);
+        refusal(line, finish(&mut command, COMMAND_LIMIT)?)
+    }
+
+    fn run(&self, line: &str) -> Result<Finished> {
+        let mut command = Command::new(&self.program);
+        self.complete(&mut command, line);
+        finish(&mut command, COMMAND_LIMIT)
+    }
+
+    /// Adds the instance and the words of `line`.
+    fn complete(&self, command: &mut Command, line: &str) {
+        command
+            .env("LB_USER_STATE_DIR", self.folder.path())
+            .env("LB_USER_RUN_DIR", self.folder.path())
+            .args(["--instance", &self.instance])
+            .args(line.split_whitespace());
+    }
+
+    /// The JSON of a command that reads.
+    ///
+    /// # Errors
+    ///
+    /// When the command fails or prints something else.
+    pub fn json(&self, line: &str) -> Result<Value> {
+        let text = self.ok(&format!("{line} -o json"))?;
+        serde_json::from_str(&text).with_context(|| format!("`{line} -o json` printed {text}"))
+    }
+
+    /// The whole configuration, as `export` prints it.
+    ///
+    /// # Errors
+    ///
+    /// When `export` fails.
+    pub fn configuration(&self) -> Result<String> {
+        self.ok("export")
+    }
+
+    /// Carries out a configuration with further `flags`; gives what `apply` printed.
+    ///
+    /// # Errors
+    ///
+    /// When `apply` fails.
+    pub fn apply(&self, toml: &str, flags: &str) -> Result<String> {
+        self.ok(&self.apply_line(toml, flags)?)
+    }
+
+    /// The line that applies a configuration, after the instance.
+    ///
+    /// # Errors
+    ///
+    /// When the file cannot be written.
+    pub fn apply_line(&self, toml: &str, flags: &str) -> Result<String> {
+        let file = self.folder.path().join("asked.toml");
+        fs::write(&file, toml)?;
+        Ok(format!("apply -f {} {flags}", file.display()))
+    }
+
+    /// Waits until every backend's next hop is known, as `status` tells.
+    ///
+    /// # Errors
+    ///
+    /// When that does not happen.
+    pub fn resolved(&self) -> Result<()> {
+        wait::until_true("the backends' next hops", wait::LONG, || {
+            let status = self.json("status")?;
+            let services = list(&status, "services")?;
+            for service in services {
+                for backend in list(service, "backends")? {
+                    if backend["resolved"] != true {
+                        return Ok(false);
+                    }
+                }
+            }
+            Ok(true)
+        })
+    }
+
+    /// Packets by reason, summed over the attached interfaces. Reasons that never were are left out.
+    ///
+    /// # Errors
+    ///
+    /// When `stats` fails.
+    pub fn reasons(&self) -> Result<BTreeMap<String, u64>> {
+        let stats = self.json("stats")?;
+        let mut sums = BTreeMap::new();
+        for interface in list(&stats, "interfaces")? {
+            let reasons = interface["reasons"].as_object();
+            for (name, count) in reasons.with_context(|| format!("no reasons in {interface}"))? {
+                *sums.entry(name.clone()).or_default() += number(count, "packets")?;
+            }
+        }
+        sums.retain(|_, &mut packets| packets > 0);
+        Ok(sums)
+    }
+
+    /// What service `name` has carried.
+    ///
+    /// # Errors
+    ///
+    /// When `stats` fails or there is no such service.
+    pub fn carried(&self, name: &str) -> Result<Carried> {
+        let stats = self.json("stats")?;
+        for service in list(&stats, "services")? {
+            if text(service, "name")? == name {
+                return Ok(Carried {
+                    forward: number(&service["forward"], "packets")?,
+                    back: number(&service["back"], "packets")?,
+                    new_flows: number(service, "new_flows")?,
+                });
+            }
+        }
+        bail!("no service {name} in {stats}")
+    }
+
+    /// The flows, in order.
+    ///
+    /// # Errors
+    ///
+    /// When `flows` fails.
+    pub fn flows(&self) -> Result<Vec<Flow>> {
+        let listed: Vec<Listed> = serde_json::from_value(self.json("flows --limit 1000000")?)?;
+        let mut flows = listed
+            .into_iter()
+            .map(|flow| {
+                Ok(Flow {
+                    service: flow.service,
+                    client: SocketAddr::new(flow.client, flow.client_port),
+                    backend: flow.backend.parse()?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        flows.sort();
+        Ok(flows)
+    }
+
+    /// Ids of the instance's processes.
+    #[must_use]
+    pub fn processes(&self) -> Vec<Pid> {
+        let Ok(entries) = fs::read_dir("/proc") else {
+            return Vec::new();
+        };
+        entries
+            .flatten()
+            .filter_map(|entry| {
+                let pid = entry.file_name().to_str()?.parse().ok()?;
+                let line = fs::read_to_string(entry.path().join("cmdline")).ok()?;
+                line.split('\0')
+                    .any(|word| word.ends_with(&self.instance))
+                    .then(|| Pid::from_raw(pid))
+            })
+            .collect()
+    }
+
+    /// Ends the agent's process with SIGKILL, as a crash would, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running.
+    pub fn crash(&self) -> Result<()> {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// Ends the agent's process with SIGTERM, as systemd would, and waits until it is gone.
+    ///
+    /// # Errors
+    ///
+    /// When it is not running.
+    pub fn stop(&self) -> Result<()> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&self, signal: Signal) -> Result<()> {
+        let processes = self.processes();
+        ensure!(!processes.is_empty(), "no agent runs for {}", self.instance);
+        for pid in processes {
+            kill(pid, signal)?;
+        }
+        wait::until_true("the end of the agent", wait::LONG, || {
+            Ok(self.processes().is_empty())
+        })
+    }
+
+    /// The instance's name.
+    #[must_use]
+    pub fn instance(&self) -> &str {
+        &self.instance
+    }
+
+    /// The folder with the instance's pins.
+    #[must_use]
+    pub fn pins(&self) -> PathBuf {
+        Path::new(PINS).join(&self.instance)
+    }
+
+    /// The agent's own log so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        logs_below(self.folder.path())
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        println!("--- log of {}:\n{}", self.instance, self.log());
+        // A test may have detached already, or have stopped the agent: what is left is removed.
+        let _ = self.run("detach");
+        for pid in self.processes() {
+            let _ = kill(pid, Signal::SIGKILL);
+        }
+        let _ = fs::remove_dir_all(self.pins());
+    }
+}
+
+/// What a command that has to be refused said, if it was refused as it should be.
+fn refusal(line: &str, finished: Finished) -> Result<String> {
+    let told = finished.stderr.trim_end();
+    ensure!(
+        matches!(finished.status.code(), Some(1 | 2)),
+        "`{line}` ended with {}, not 1 or 2: {told}",
+        finished.status
+    );
+    ensure!(
+        !told.is_empty() && told.lines().count() == 1,
+        "`{line}` was not refused in one line:\n{told}"
+    );
+    ensure!(
+        finished.stdout.is_empty(),
+        "`{line}` was refused, but printed:\n{}",
+        String::from_utf8_lossy(&finished.stdout)
+    );
+    Ok(told.to_owned())
+}
+
+/// The program under test: `LB_USER`, else the one built beside this.
+fn program() -> Result<PathBuf> {
+    let path = match env::var_os(LB_USER) {
+        Some(path) => PathBuf::from(path),
+        None => {
+            let this = env::current_exe()?;
+            let mut folder = this.parent().context("no folder")?;
+            if folder.ends_with("deps") {
+                folder = folder.parent().context("no folder")?;
+            }
+            folder.join("lb-user")
+        }
+    };
+    ensure!(
+        path.is_file(),
+        "{} is not there: build it with `cargo build -p lb-user`, or say where it is with {LB_USER}",
+        path.display()
+    );
+    Ok(path)
+}
+
+/// Mounts bpffs where a container left it out.
+fn mount_bpffs() {
+    if statfs(BPFFS).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
+        return;
+    }
+    let mounted = finish(
+        Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]),
+        COMMAND_LIMIT,
+    )
+    .and_then(Finished::text);
+    if let Err(error) = mounted {
+        eprintln!("{error:#}");
+    }
+}
+
+/// Removes the pins of test runs that were killed.
+fn sweep() {
+    let Ok(entries) = fs::read_dir(PINS) else {
+        return;
+    };
+    for entry in entries.flatten() {
+        if entry
+            .file_name()
+            .to_str()
+            .is_some_and(netns::is_left_behind)
+        {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// Every `*.log` below a folder.
+fn logs_below(folder: &Path) -> String {
+    let mut logs = String::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            logs += &logs_below(&path);
+        } else if path.extension().is_some_and(|extension| extension == "log") {
+            logs += &fs::read_to_string(&path).unwrap_or_default();
+        }
+    }
+    logs
+}
+
+fn list<'v>(value: &'v Value, member: &str) -> Result<&'v Vec<Value>> {
+    value[member]
+        .as_array()
+        .with_context(|| format!("no list {member:?} in {value}"))
+}
+
+fn text<'v>(value: &'v Value, member: &str) -> Result<&'v str> {
+    value[member]
+        .as_str()
+        .with_context(|| format!("no text {member:?} in {value}"))
+}
+
+fn number(value: &Value, member: &str) -> Result<u64> {
+    value[member]
+        .as_u64()
+        .with_context(|| format!("no number {member:?} in {value}"))
+}
+
+/// Whether an XDP program is on interface `device` of `netns`, as `ip link` shows.
+///
+/// # Errors
+///
+/// When there is no such interface.
+pub fn has_program(netns: &Netns, device: &str) -> Result<bool> {
+    Ok(netns
+        .tool(&format!("ip link show dev {device}"))?
+        .contains("prog/xdp"))
+}

@@ -1,0 +1,168 @@
+//! What must hold in every mode: claims about a [`Scene`] that tests of several modes make.
+//!
+//! Each panics or fails with what it saw instead.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+
+use crate::{
+    client::{self, Conversation, Datagrams, converse_many, curl},
+    scene::{Mode, Scene},
+    server::Nginx,
+    topology::service,
+};
+
+/// Connections that a measured share is taken from.
+pub const MANY: u16 = 10_000;
+
+/// How far a share may be from what the weights say.
+const TOLERANCE: f64 = 0.03;
+
+/// Backends see the client's own address and port and are asked at theirs; the client is
+/// connected to the service's. With nginx and curl, with TCP and with UDP.
+///
+/// # Errors
+///
+/// When a packet is lost or somebody saw something else.
+pub fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
+    let client = &scene.network.client.netns;
+    for port in [40_001, 40_002, 40_003] {
+        let from = scene.client(port);
+        let tcp = Conversation::open(client, from, scene.service())?.ask("over TCP")?;
+        let udp = Datagrams::open(client, from, scene.service())?.ask("over UDP")?;
+        for answer in [tcp, udp] {
+            let index = index_of(&answer.server);
+            assert_eq!(
+                answer.peer, from,
+                "what {} saw of the client",
+                answer.server
+            );
+            assert_eq!(
+                answer.local,
+                scene.asked_at(index),
+                "where {} was asked",
+                answer.server
+            );
+        }
+    }
+    Ok(())
+}
+
+/// As [`both_ends_see_true_addresses`], for a web service with nginx and its access log: 20
+/// requests by curl, each in the log of the one backend that answered.
+///
+/// # Errors
+///
+/// When a request is lost or logged otherwise.
+pub fn access_logs_have_the_clients_address(scene: &Scene, mode: Mode) -> Result<()> {
+    let (family, agent) = (scene.family(), &scene.agent);
+    let to = SocketAddr::new(service(family), 80);
+    agent.ok(&format!(
+        "service add {to}/tcp --name http --mode {}",
+        mode.name()
+    ))?;
+    let mut servers = Vec::new();
+    for host in &scene.network.backends {
+        let (at, asked) = match mode {
+            Mode::Nat => (host.at(family, 8080), host.at(family, 8080)),
+            Mode::DsrL2 => (host.at(family, 80), to),
+        };
+        servers.push(Nginx::start(&host.netns, &host.name, &[asked], None)?);
+        agent.ok(&format!("backend add http {at}"))?;
+    }
+    agent.resolved()?;
+    let mut expected: BTreeMap<String, Vec<SocketAddr>> = BTreeMap::new();
+    for _ in 0..20 {
+        let page = curl(&scene.network.client.netns, to)?;
+        assert_eq!((page.status, page.to), (200, to));
+        assert_eq!(page.from.ip(), scene.client(0).ip());
+        expected.entry(page.body).or_default().push(page.from);
+    }
+    assert!(
+        expected.len() > 1,
+        "one backend got everything: {expected:?}"
+    );
+    for server in &servers {
+        let expected = expected.remove(server.name()).unwrap_or_default();
+        let logged: Vec<SocketAddr> = server
+            .accesses_once(expected.len())?
+            .iter()
+            .map(|access| SocketAddr::new(access.remote_addr, access.remote_port))
+            .collect();
+        assert_eq!(logged, expected, "access log of {}", server.name());
+    }
+    Ok(())
+}
+
+/// Of [`MANY`] connections from as many ports, each backend gets what its weight says, within 3
+/// percentage points. The answers are returned, in the order of the ports from 20,000 on.
+///
+/// # Errors
+///
+/// When a connection fails or a share is off.
+pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<client::Answer>> {
+    let from = client::ports(scene.client(0).ip(), 20_000, MANY);
+    let answers = converse_many(&scene.network.client.netns, &from, scene.service())?;
+    assert!(answers.iter().map(|answer| answer.peer).eq(from));
+    let sum: u16 = weights.iter().sum();
+    for (index, &weight) in weights.iter().enumerate() {
+        let got = answers
+            .iter()
+            .filter(|answer| index_of(&answer.server) == index)
+            .count();
+        let share = got as f64 / f64::from(MANY);
+        let due = f64::from(weight) / f64::from(sum);
+        println!("b{}: {share:.4}, due {due:.4}", index + 1);
+        ensure!(
+            (share - due).abs() <= TOLERANCE,
+            "b{}: {share}, due {due}",
+            index + 1
+        );
+    }
+    Ok(answers)
+}
+
+/// New connections and datagrams, without a pause, while `work` runs. None may be lost; the number
+/// of connections is returned with what `work` gives.
+///
+/// # Errors
+///
+/// When `work` fails, or one connection or datagram does.
+pub fn under_load<T>(scene: &Scene, work: impl FnOnce() -> Result<T>) -> Result<(u32, T)> {
+    let over = AtomicBool::new(false);
+    let load = || {
+        let mut count = 0;
+        while !over.load(Ordering::Relaxed) {
+            scene.conversation()?.ask("load")?;
+            scene.datagrams()?.ask("load")?;
+            count += 1;
+            // Leaves the two cores something for what the test is about.
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(count)
+    };
+    thread::scope(|scope| {
+        let load = scope.spawn(load);
+        let result = work();
+        over.store(true, Ordering::Relaxed);
+        let count: Result<u32> = load
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        Ok((count?, result?))
+    })
+}
+
+/// The index, from 0, of backend `b1`, `b2`, …
+#[must_use]
+pub fn index_of(name: &str) -> usize {
+    name.trim_start_matches('b')
+        .parse::<usize>()
+        .map_or(usize::MAX, |number| number - 1)
+}

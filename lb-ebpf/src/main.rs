@@ -12,7 +12,7 @@ use aya_ebpf::{Global, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::info;
 use lb_common::{
     abi::Reason,
-    datapath::{self, Verdict},
+    datapath::{self, Packet as _, Verdict},
 };
 
 use crate::{packet::XdpPacket, tables::BpfTables};
@@ -38,7 +38,7 @@ fn lb(ctx: XdpContext) -> u32 {
             &ctx,
             "reason {} on interface {}",
             reason as u8,
-            ctx.ingress_ifindex()
+            packet.ifindex()
         );
     }
     emit::action(verdict)

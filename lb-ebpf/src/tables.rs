@@ -157,6 +157,13 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn transmits_by_redirect(&self) -> bool {
+        SETTINGS
+            .get(0)
+            .is_some_and(|settings| settings.transmit_by_redirect != 0)
+    }
+
+    #[inline(always)]
     fn is_local(&self, address: &Address) -> bool {
         LOCALS.get_ptr(address).is_some()
     }

@@ -372,10 +372,14 @@ mod tests {
         let mut cli = Cli::command();
         cli.build();
         cli.clone().debug_assert();
-        let mut open: Vec<clap::Command> = cli.get_subcommands().cloned().collect();
+        let commands = |of: &clap::Command| -> Vec<clap::Command> {
+            let all = of.get_subcommands().filter(|c| c.get_name() != "help");
+            all.cloned().collect()
+        };
+        let mut open = commands(&cli);
         while let Some(command) = open.pop() {
-            let children: Vec<_> = command.get_subcommands().cloned().collect();
-            if children.is_empty() && command.get_name() != "help" {
+            let inner = commands(&command);
+            if inner.is_empty() {
                 let help = command.get_after_help().map(ToString::to_string);
                 assert!(
                     help.unwrap_or_default().contains("lb-user"),
@@ -383,7 +387,7 @@ mod tests {
                     command.get_name()
                 );
             }
-            open.extend(children.into_iter().filter(|c| c.get_name() != "help"));
+            open.extend(inner);
         }
     }
 }

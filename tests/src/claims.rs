@@ -150,13 +150,27 @@ pub fn under_load<T>(scene: &Scene, work: impl FnOnce() -> Result<T>) -> Result<
     };
     thread::scope(|scope| {
         let load = scope.spawn(load);
-        let result = work();
-        over.store(true, Ordering::Relaxed);
+        let result = {
+            // Also when `work` panics: the scope waits for the load to end.
+            let _end = OnDrop(&over);
+            work()
+        };
         let count: Result<u32> = load
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        Ok((count?, result?))
+        // What went wrong first in the test's own words, then what the load met.
+        let result = result?;
+        Ok((count?, result))
     })
+}
+
+/// Sets its flag when dropped.
+struct OnDrop<'f>(&'f AtomicBool);
+
+impl Drop for OnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 /// The index, from 0, of backend `b1`, `b2`, …

@@ -135,7 +135,7 @@ impl Ethernet {
 const FRAGMENT: usize = 256;
 
 /// The IP packets (without Ethernet header) that carry UDP from `from` to `to` with `payload` in
-/// fragments of [`FRAGMENT`] bytes, first fragment first.
+/// fragments of 256 bytes, first fragment first.
 ///
 /// # Errors
 ///

@@ -8,7 +8,6 @@ use std::{
     collections::BTreeMap,
     fs,
     io::Write as _,
-    path::PathBuf,
     process::{Command, Stdio},
     thread,
 };
@@ -32,6 +31,7 @@ use lb_common::{
         world::{BACKENDS, BACKENDS_MAC, CLIENTS, CLIENTS_MAC, ROUTER_MAC, neighbour},
     },
 };
+use lb_user::objects;
 use nix::{
     sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, unshare},
     time::{ClockId, clock_gettime},
@@ -51,22 +51,6 @@ const LONGEST: usize = 4096;
 
 /// `XDP_DROP`, `XDP_PASS`, `XDP_TX`, `XDP_REDIRECT` (Linux `include/uapi/linux/bpf.h`).
 pub const ACTIONS: [u32; 4] = [1, 2, 3, 4];
-
-/// The program as `lb-user`'s build script has compiled it.
-///
-/// # Errors
-///
-/// If it is not there.
-pub fn object() -> Result<Vec<u8>> {
-    let program = std::env::current_exe().context("this program has no path")?;
-    // TARGET/PROFILE/deps/TEST or TARGET/PROFILE/PROGRAM
-    let path = program
-        .ancestors()
-        .map(|folder| folder.join("bpf/bpfel-unknown-none/release/lb-ebpf"))
-        .find(|path: &PathBuf| path.exists())
-        .ok_or_else(|| anyhow!("lb-ebpf is not compiled: run cargo build -p lb-user"))?;
-    fs::read(&path).with_context(|| format!("cannot read {}", path.display()))
-}
 
 /// Runs `work` on one CPU, in a network namespace with the two interfaces, neighbours and routes
 /// of [`lb_common::host::world::World::new`].
@@ -213,7 +197,7 @@ impl Kernel {
         for map in ["services", "slots", "svc_counters", "rotations"] {
             loader.map_max_entries(map, 64);
         }
-        let mut ebpf = loader.load(&object()?).context("cannot load lb-ebpf")?;
+        let mut ebpf = loader.load(objects::LB).context("cannot load lb-ebpf")?;
         program(&mut ebpf)?
             .load()
             .context("the kernel refuses lb-ebpf")?;

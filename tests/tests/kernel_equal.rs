@@ -201,7 +201,7 @@ fn age<K: Pod + Ord, V: Pod>(
 ) -> Result<()> {
     for (key, value) in host.iter_mut() {
         change(key, value);
-        kernel.insert(key, &*value, 0)?;
+        kernel.insert(key, *value, 0)?;
     }
     Ok(())
 }

@@ -15,7 +15,6 @@ use lb_tests::{
 const WRONG: &[(&str, &str)] = &[
     // addresses, ports, protocols
     ("service add 203.0.113.300:80/tcp --name x", "203.0.113.300"),
-    ("service add 203.0.113.10:80 --name x", "203.0.113.10:80"),
     ("service add 203.0.113.10:80/sctp --name x", "sctp"),
     ("service add 203.0.113.10:65536/tcp --name x", "65536"),
     ("service add 203.0.113.10/tcp --name x", "203.0.113.10/tcp"),

@@ -293,7 +293,8 @@ fn an_administrators_entry_is_never_touched() -> Result<()> {
 fn changes_are_told_by_kind() -> Result<()> {
     let pair = Pair::create()?;
     let lb = &pair.lb;
-    let cases: [(&str, fn(&Changed) -> bool); 4] = [
+    type IsTold = fn(&Changed) -> bool;
+    let cases: [(&str, IsTold); 4] = [
         ("addr add 10.9.0.99/32 dev e1", |c| c.addresses),
         ("route add 10.9.5.0/24 via 10.9.0.2", |c| c.routes),
         ("neigh add 10.9.0.77 lladdr 02:00:00:00:00:77 dev e1", |c| {

@@ -140,8 +140,10 @@ shared! {
         pub new_flow_spacing: Ticks,
         /// Shortest time between two drop events on one CPU; `u32::MAX`: none are sent.
         pub drop_spacing: Ticks,
-        /// Zero.
-        pub reserved: u32,
+        /// Not 0: a frame leaves the interface it came in on by redirect and not by `XDP_TX`. veth
+        /// needs that: its `XDP_TX` wakes the peer only if the peer has an XDP program too (Linux
+        /// 6.18, `veth_xdp_flush`), and frames lie about until something else does.
+        pub transmit_by_redirect: u32,
     }
 }
 

@@ -100,7 +100,7 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             rewrite::back(parsed, packet.ifindex(), &answer, service, tables, flows)?
         }
     };
-    rewrite::carry_out(packet, parsed, &step)
+    rewrite::carry_out(packet, parsed, &step, tables)
 }
 
 /// The end of a packet that does not go on: passed or dropped, as its reason says.

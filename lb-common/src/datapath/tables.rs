@@ -25,6 +25,10 @@ pub trait Tables {
     /// The backend in a cell of a service's lookup table; none beyond its end or if it is empty.
     fn slot(&self, service: ServiceId, cell: u32) -> Option<BackendId>;
 
+    /// Whether a frame leaves the interface it came in on by redirect
+    /// ([`crate::abi::Settings::transmit_by_redirect`]).
+    fn transmits_by_redirect(&self) -> bool;
+
     /// Whether this is an address of the load balancer itself.
     fn is_local(&self, address: &Address) -> bool;
 

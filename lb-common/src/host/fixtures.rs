@@ -321,28 +321,28 @@ impl Table<'_> {
             self.passes(format!("{ip} {name} passes"), frame, Reason::Malformed);
         };
         lie("a frame cut in the Ethernet payload", tcp.clone(), &|f| {
-            f.truncate(14)
+            f.truncate(14);
         });
         lie("a frame cut in the IP header", tcp.clone(), &|f| {
-            f.truncate(l4 - 1)
+            f.truncate(l4 - 1);
         });
         lie("a frame cut in the TCP header", tcp.clone(), &|f| {
-            f.truncate(l4 + 19)
+            f.truncate(l4 + 19);
         });
         lie("a frame cut in the payload", tcp.clone(), &|f| {
             f.truncate(f.len() - 1);
         });
         lie("a TCP header of less than 20 bytes", tcp.clone(), &|f| {
-            f[l4 + 12] = 0x40
+            f[l4 + 12] = 0x40;
         });
         lie("a TCP header longer than the packet", tcp.clone(), &|f| {
-            f[l4 + 12] = 0xf0
+            f[l4 + 12] = 0xf0;
         });
         lie("a UDP length of less than 8", udp.clone(), &|f| {
-            f[l4 + 5] = 7
+            f[l4 + 5] = 7;
         });
         lie("a UDP length longer than the packet", udp.clone(), &|f| {
-            f[l4 + 5] += 1
+            f[l4 + 5] += 1;
         });
         lie("a wrong IP version", tcp.clone(), &|f| f[14] ^= 0x30);
         if v4 {

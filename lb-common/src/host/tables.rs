@@ -47,6 +47,8 @@ pub struct HostTables {
     pub locals: BTreeSet<Address>,
     /// What the kernel's routing and neighbour tables say; the longest prefix counts.
     pub routes: Vec<Route>,
+    /// Whether frames leave the interface they came in on by redirect: not 0.
+    pub transmit_by_redirect: u32,
 }
 
 impl Tables for HostTables {
@@ -68,6 +70,10 @@ impl Tables for HostTables {
 
     fn slot(&self, service: ServiceId, cell: u32) -> Option<BackendId> {
         self.slots.get(&service)?.get(cell as usize).copied()
+    }
+
+    fn transmits_by_redirect(&self) -> bool {
+        self.transmit_by_redirect != 0
     }
 
     fn is_local(&self, address: &Address) -> bool {

@@ -60,10 +60,10 @@ impl Traffic {
     pub fn next(&mut self, world: &World) -> (u32, Vec<u8>) {
         let ifindex = *self.choose(&[CLIENTS, CLIENTS, BACKENDS]);
         let frame = match self.rng.u8(0..100) {
-            0..30 => self.to_service(world).bytes(),
+            0..30 => self.towards_service(world).bytes(),
             30..62 => self.going_on(world).bytes(),
-            62..70 => self.from_backend(world).bytes(),
-            70..74 => self.to_backend(world).bytes(),
+            62..70 => self.backends_answer(world).bytes(),
+            70..74 => self.towards_backend(world).bytes(),
             74..82 => self.foreign(world),
             82..90 => self.irregular(world).bytes(),
             _ => self.lie(world),
@@ -161,14 +161,14 @@ impl Traffic {
         frame
     }
 
-    fn to_service(&mut self, world: &World) -> Frame {
+    fn towards_service(&mut self, world: &World) -> Frame {
         let (protocol, to) = self.endpoint(world, Role::SERVICE);
         let from = self.client(world, to.ip());
         let flags = self.flags();
         self.frame(protocol, from, to, flags)
     }
 
-    fn from_backend(&mut self, world: &World) -> Frame {
+    fn backends_answer(&mut self, world: &World) -> Frame {
         let (protocol, from) = self.endpoint(world, Role::BACKEND);
         let to = self.client(world, from.ip());
         let flags = self.flags();
@@ -176,7 +176,7 @@ impl Traffic {
             .macs(Mac([2, 0, 0, 4, 1, 1]), BACKENDS_MAC)
     }
 
-    fn to_backend(&mut self, world: &World) -> Frame {
+    fn towards_backend(&mut self, world: &World) -> Frame {
         let (protocol, to) = self.endpoint(world, Role::BACKEND);
         let from = self.client(world, to.ip());
         let flags = self.flags();
@@ -186,7 +186,7 @@ impl Traffic {
     /// The next packet of a conversation that was forwarded before.
     fn going_on(&mut self, world: &World) -> Frame {
         if self.sent.is_empty() {
-            return self.to_service(world);
+            return self.towards_service(world);
         }
         let before = self.sent[self.rng.usize(..self.sent.len())].clone();
         let was = match &before.transport {
@@ -265,9 +265,9 @@ impl Traffic {
     /// For a service or from a backend, but nothing that is forwarded.
     fn irregular(&mut self, world: &World) -> Frame {
         let frame = match self.rng.u8(0..3) {
-            0 => self.from_backend(world),
-            1 => self.to_backend(world),
-            _ => self.to_service(world),
+            0 => self.backends_answer(world),
+            1 => self.towards_backend(world),
+            _ => self.towards_service(world),
         };
         match self.rng.u8(0..6) {
             0 => frame.ttl(self.rng.u8(0..2)),
@@ -291,9 +291,9 @@ impl Traffic {
     fn lie(&mut self, world: &World) -> Vec<u8> {
         let mut bytes = match self.rng.u8(0..4) {
             0 => self.irregular(world).bytes(),
-            1 => self.from_backend(world).bytes(),
+            1 => self.backends_answer(world).bytes(),
             2 => self.going_on(world).bytes(),
-            _ => self.to_service(world).bytes(),
+            _ => self.towards_service(world).bytes(),
         };
         match self.rng.u8(0..8) {
             0 => bytes.truncate(self.rng.usize(14..=bytes.len())),

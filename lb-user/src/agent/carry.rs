@@ -57,7 +57,8 @@ impl Agent {
                 .filter(|a| a.ifindex == link.index && !is_ours(&link.name, a.address));
             let on_link: Vec<(IpAddr, u8)> = on_link.map(|a| (a.address, a.prefix)).collect();
             others.extend(on_link.iter().map(|&(address, _)| address));
-            if self.is_attached(&link.name) {
+            let is_wanted = self.config.interfaces.iter().any(|i| i.name == link.name);
+            if is_wanted && self.is_attached(&link.name) {
                 networks.insert(link.name.clone(), on_link);
             }
         }
@@ -89,7 +90,11 @@ impl Agent {
         match change {
             Change::AddAddress(HostAddress { interface, address }) => {
                 let ifindex = self.ifindex(interface)?;
-                let placed = self.network.add_address(ifindex, address.ip()).await?;
+                let placed = self
+                    .network
+                    .add_address(ifindex, address.ip())
+                    .await
+                    .with_context(|| refused(interface, address.ip()))?;
                 if placed == Placed::WasThere {
                     return Ok(());
                 }
@@ -187,6 +192,20 @@ fn placed(tables: &Tables) -> Vec<PlacedAddress> {
             address: a.address.ip(),
         })
         .collect()
+}
+
+/// Why an address could not be put on an interface, where that is to be seen.
+fn refused(interface: &str, address: IpAddr) -> String {
+    let setting = format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6");
+    let is_off = std::fs::read_to_string(setting).is_ok_and(|value| value.trim() == "1");
+    if address.is_ipv6() && is_off {
+        format!(
+            "IPv6 is turned off on {interface}: sudo sysctl -w \
+             net.ipv6.conf.{interface}.disable_ipv6=0"
+        )
+    } else {
+        format!("{interface} does not take {address}")
+    }
 }
 
 /// The address with the prefix of a lone host.

@@ -156,13 +156,25 @@ impl Agent {
                 return Ok(());
             }
             let commands: Vec<String> = missing.iter().map(sysctl::Missing::command).collect();
+            let netns = self.state.netns.as_ref();
             bail!(
-                "kernel settings are missing, and --no-sysctl leaves them to you: sudo sh -c '{}'",
+                "kernel settings are missing, and --no-sysctl leaves them to you: sudo {}sh -c '{}'",
+                netns.map_or_else(String::new, |name| format!("ip netns exec {name} ")),
                 commands.join(" && ")
             );
         }
+        let missing = settings.missing(&needs)?;
         let changed = settings.set(&needs)?;
-        notes.extend(changed.lines().map(|line| format!("set {line}")));
+        notes.extend(
+            missing
+                .iter()
+                .filter(|m| is_of_its_own(m, &missing))
+                .map(|m| {
+                    let command = m.command();
+                    let setting = command.trim_start_matches("sysctl -w ");
+                    format!("set {setting} (was {})", m.is)
+                }),
+        );
         if !changed.is_empty() {
             self.state.settings.merge(changed);
             // Kept at once, so that detach puts them back whatever happens next.
@@ -281,6 +293,10 @@ impl Agent {
 
     /// Puts everything back. What fails now is logged: there is nobody else to tell.
     async fn roll_back(&mut self, before: Before) {
+        self.config = before.config.clone();
+        if let Err(error) = self.find_hops().await {
+            error!("while putting back: {error:#}");
+        }
         let changes = plan::plan(&self.tables, &before.tables);
         for change in &changes {
             if let Err(error) = self.carry(change).await {
@@ -322,7 +338,6 @@ impl Agent {
             settings,
             ..before.state
         };
-        self.config = before.config;
         self.built = plan::Built::default();
         let saved = self
             .look()
@@ -349,6 +364,18 @@ impl Agent {
             .map(|link| link.index)
             .with_context(|| anyhow!("the interface {name} is not there"))
     }
+}
+
+/// Whether a setting is not merely what another one drags along: forwarding everywhere is also
+/// forwarding on each interface.
+fn is_of_its_own(setting: &sysctl::Missing, all: &[sysctl::Missing]) -> bool {
+    let everywhere = ["ipv4/ip_forward", "ipv6/conf/all/forwarding"];
+    let is_forwarding = setting.key.ends_with("/forwarding");
+    !is_forwarding
+        || everywhere.contains(&&*setting.key)
+        || !all
+            .iter()
+            .any(|other| everywhere.contains(&&*other.key) && other.key[..4] == setting.key[..4])
 }
 
 /// What there was before a change.

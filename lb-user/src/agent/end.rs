@@ -50,7 +50,9 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
             log_packets: false,
         };
         let (agent, _) = Agent::open(instance, folder, state, &options).await?;
-        agent.end().await
+        let mut notes = vec!["detached from every interface".to_owned()];
+        notes.extend(agent.end().await?);
+        Ok::<_, anyhow::Error>(notes)
     })?;
     drop(lock);
     Ok(notes)
@@ -75,12 +77,12 @@ impl Agent {
                 notes.push(format!("detached from {}", attachment.name));
             }
         }
-        notes.extend(
-            self.state
-                .settings
-                .lines()
-                .map(|line| format!("put back {line}")),
-        );
+        if !self.state.settings.is_empty() {
+            notes.push(format!(
+                "put back {} kernel settings",
+                self.state.settings.lines().count()
+            ));
+        }
         sysctl::Settings::default()
             .restore(&self.state.settings)
             .context("cannot put back the kernel's settings")?;

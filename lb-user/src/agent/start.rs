@@ -68,7 +68,7 @@ pub fn run(instance: &Instance, options: Run) -> Result<()> {
             }
             return Err(error);
         }
-        agent.run(options.host.log_packets).await
+        agent.run().await
     });
     drop(lock);
     result
@@ -228,11 +228,10 @@ impl Agent {
     }
 
     /// Opens the socket, says that it is ready, and serves.
-    async fn run(mut self, log_packets: bool) -> Result<()> {
+    async fn run(mut self) -> Result<()> {
         let events = self.kernel.events()?;
         let changes = self.network.changes()?;
-        if log_packets {
-            let log = self.kernel.packet_log()?;
+        if let Some(log) = self.kernel.packet_log()? {
             tokio::spawn(async move {
                 if let Err(error) = log.await {
                     warn!("the program's log: {error:#}");

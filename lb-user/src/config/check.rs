@@ -17,6 +17,10 @@ use super::{
 /// The most cells of a lookup table: 64 MiB of it.
 const MOST_SLOTS: u32 = 1 << 24;
 
+/// Says that a configuration was checked: it is made nowhere else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Checked;
+
 impl Config {
     /// Checks `raw` as a whole. The first thing that is wrong is the error; order of the checks is
     /// the order of the file.
@@ -42,7 +46,7 @@ impl Config {
             },
             services,
             warnings: Vec::new(),
-            checked: (),
+            checked: Checked,
         };
         unique(&config.services)?;
         backends_are_not_services(&config.services)?;

@@ -139,8 +139,13 @@ impl Edit {
             }
             Self::InterfaceAdd { interface } => {
                 let interfaces = raw.interfaces.get_or_insert_default();
-                interfaces.retain(|known| known.name != interface.name);
-                interfaces.push(interface.clone());
+                match interfaces
+                    .iter_mut()
+                    .find(|known| known.name == interface.name)
+                {
+                    Some(known) => *known = interface.clone(),
+                    None => interfaces.push(interface.clone()),
+                }
                 Ok(())
             }
             Self::InterfaceDel { interface } => remove_interface(raw, interface),

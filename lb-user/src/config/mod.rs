@@ -40,8 +40,8 @@ pub struct Config {
     pub services: Vec<Service>,
     /// What works but deserves a word: a line each.
     pub warnings: Vec<String>,
-    /// Keeps others from making one unchecked.
-    checked: (),
+    /// Only [`Config::check`] has one of these.
+    checked: check::Checked,
 }
 
 impl Config {

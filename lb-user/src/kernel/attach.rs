@@ -4,7 +4,7 @@ use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context, Result, anyhow, bail};
 use aya::programs::{ProgramError, Xdp, links::FdLink, loaded_programs};
-use lb_common::abi::InterfaceCounters;
+use lb_common::abi::{InterfaceCounters, Settings};
 
 use super::{
     Kernel,
@@ -63,6 +63,18 @@ impl Kernel {
     /// then. When [`XdpMode`] asks for another place than where the program runs already, it is
     /// taken off first.
     pub fn attach(&mut self, link: &Link, mode: XdpMode) -> Result<Attached> {
+        let attached = self.attach_program(link, mode)?;
+        if link.is_veth {
+            let settings = Settings {
+                transmit_by_redirect: 1,
+                ..self.settings()?
+            };
+            self.write_settings(settings)?;
+        }
+        Ok(attached)
+    }
+
+    fn attach_program(&mut self, link: &Link, mode: XdpMode) -> Result<Attached> {
         let attached = |place, fallback| Attached {
             name: link.name.clone(),
             ifindex: link.index,

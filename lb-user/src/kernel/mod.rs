@@ -25,9 +25,9 @@ use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Context, Result, anyhow};
 use aya::{Ebpf, programs::Xdp};
-use lb_common::abi::{ABI_VERSION, Address, Settings, limits};
+use lb_common::abi::{Address, Settings, limits};
 
-use crate::{events::Events, plan::Tables};
+use crate::{events::Events, objects, plan::Tables};
 use tokio::io::{Interest, unix::AsyncFd};
 
 use pins::Pins;
@@ -139,6 +139,7 @@ pub struct Kernel {
     pins: Pins,
     ebpf: Ebpf,
     maps: Maps,
+    log_packets: bool,
 }
 
 /// The program's name in the object.
@@ -158,7 +159,7 @@ impl Kernel {
     /// a map than its new size holds. What is attached then runs on as it did.
     pub fn open(options: &Options) -> Result<(Self, Taken)> {
         requirements::check()?;
-        open::open(options, open::OBJECT)
+        open::open(options, objects::LB)
     }
 
     /// What the maps hold, slots included, so that a restarted agent plans from the truth.
@@ -180,16 +181,27 @@ impl Kernel {
         self.maps.set_locals(wanted)
     }
 
-    /// Writes what concerns all services. [`Settings::abi_version`] is set here.
+    /// Writes what concerns all services. [`Settings::abi_version`] and
+    /// [`Settings::transmit_by_redirect`] are the kernel's own and stay.
     ///
     /// # Errors
     ///
     /// When the map cannot be written.
     pub fn set_settings(&mut self, settings: Settings) -> Result<()> {
-        let settings = Settings {
-            abi_version: ABI_VERSION,
+        let own = self.settings()?;
+        self.write_settings(Settings {
+            abi_version: own.abi_version,
+            transmit_by_redirect: own.transmit_by_redirect,
             ..settings
-        };
+        })
+    }
+
+    fn settings(&self) -> Result<Settings> {
+        let settings = self.maps.settings.get(&0, 0);
+        settings.context("cannot read the map settings")
+    }
+
+    fn write_settings(&mut self, settings: Settings) -> Result<()> {
         self.maps
             .settings
             .set(0, settings, 0)
@@ -217,21 +229,27 @@ impl Kernel {
     /// # Errors
     ///
     /// When it was called before.
-    pub fn packet_log(&mut self) -> Result<impl Future<Output = Result<()>> + Send + use<>> {
-        let logger =
-            aya_log::EbpfLogger::init(&mut self.ebpf).context("the program has no log to read")?;
+    pub fn packet_log(
+        &mut self,
+    ) -> Result<Option<impl Future<Output = Result<()>> + Send + use<>>> {
+        if !self.log_packets {
+            return Ok(None);
+        }
+        let logger = aya_log::EbpfLogger::init(&mut self.ebpf)
+            .context("the program's log is read already")?;
         #[expect(
             deprecated,
             reason = "its successor is unsafe, for types whose descriptor may change; this one owns its own"
         )]
-        let mut logger = AsyncFd::with_interest(logger, Interest::READABLE)?;
-        Ok(async move {
+        let mut logger = AsyncFd::with_interest(logger, Interest::READABLE)
+            .context("cannot wait for the program's log")?;
+        Ok(Some(async move {
             loop {
                 let mut ready = logger.readable_mut().await?;
                 ready.get_inner_mut().flush();
                 ready.clear_ready();
             }
-        })
+        }))
     }
 
     /// The id of the program that is built in, as the kernel has loaded it.
@@ -262,5 +280,29 @@ impl Kernel {
     /// The loaded program.
     fn program(&mut self) -> Result<&mut Xdp> {
         open::program(&mut self.ebpf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The agent may keep it in a task that moves between threads.
+    #[test]
+    fn it_may_move_between_threads() {
+        fn is_send<T: Send>() {}
+        is_send::<Kernel>();
+        is_send::<FlowTables>();
+        is_send::<Events>();
+    }
+
+    #[test]
+    fn every_map_with_a_size_has_one() {
+        for name in SIZED {
+            assert!(
+                Sizes::default().of(name).is_some_and(|size| size > 0),
+                "{name}"
+            );
+        }
     }
 }

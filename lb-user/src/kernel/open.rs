@@ -22,7 +22,7 @@ use aya::{
     programs::{ProgramError, Xdp},
 };
 use aya_obj::generated::bpf_map_type;
-use lb_common::abi::{ABI_VERSION, Backend, Settings};
+use lb_common::abi::{ABI_VERSION, Backend, Settings, Ticks};
 use zerocopy::FromBytes as _;
 
 use super::{
@@ -32,9 +32,6 @@ use super::{
     syscall::{RawMap, Shape},
     tables::Maps,
 };
-
-/// The program, as the build script has compiled it.
-pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
 
 /// The tables of flows: both sides write them, so they are caught up after an exchange.
 const FLOW_TABLES: [&str; 2] = ["flows", "new_flows"];
@@ -53,7 +50,20 @@ pub(super) fn open(options: &Options, object: &[u8]) -> Result<(Kernel, Taken)> 
     if pins.is_complete() {
         take_over(options, object, pins, &wanted)
     } else {
-        create(options, object, pins, &wanted)
+        let created = create(options, object, &pins, &wanted);
+        if created.is_err() {
+            // Nothing runs: what was made so far is of no use.
+            pins.clear()?;
+            pins.remove_folder()?;
+        }
+        let (ebpf, maps) = created?;
+        let kernel = Kernel {
+            pins,
+            ebpf,
+            maps,
+            log_packets: options.log_packets,
+        };
+        Ok((kernel, Taken::Fresh))
     }
 }
 
@@ -71,10 +81,10 @@ fn check(sizes: &Sizes) -> Result<()> {
 fn create(
     options: &Options,
     object: &[u8],
-    pins: Pins,
+    pins: &Pins,
     wanted: &BTreeMap<String, Shape>,
-) -> Result<(Kernel, Taken)> {
-    let mut ebpf = load(options, object, &pins, wanted, &[])?;
+) -> Result<(Ebpf, Maps)> {
+    let mut ebpf = load(options, object, pins, wanted, &[])?;
     let mut maps = Maps::take(&mut ebpf)?;
     let settings = Settings {
         abi_version: ABI_VERSION,
@@ -83,8 +93,8 @@ fn create(
     maps.settings
         .set(0, settings, 0)
         .context("cannot write the map settings")?;
-    pin_program(&mut ebpf, &pins)?;
-    Ok((Kernel { pins, ebpf, maps }, Taken::Fresh))
+    pin_program(&mut ebpf, pins)?;
+    Ok((ebpf, maps))
 }
 
 /// A program and its maps are pinned.
@@ -100,12 +110,13 @@ fn take_over(
         fits(&pins, name, wanted[name])?;
     }
 
-    let mut ebpf = load(options, object, &pins, wanted, &resized)?;
-    let maps = Maps::take(&mut ebpf)?;
-    let copied_at = flows::clock();
-    for name in &resized {
-        copy(&pins, name).with_context(|| format!("cannot copy the map {name}"))?;
+    let prepared = prepare(options, object, &pins, wanted, &resized);
+    if prepared.is_err() {
+        for name in &resized {
+            Pins::remove(&pins.swap(name))?;
+        }
     }
+    let (mut ebpf, maps, copied_at) = prepared?;
     for name in &resized {
         pins.exchange(name)?;
     }
@@ -126,9 +137,31 @@ fn take_over(
             Pins::remove(&pins.map(&name))?;
         }
     }
-    let kernel = Kernel { pins, ebpf, maps };
+    let kernel = Kernel {
+        pins,
+        ebpf,
+        maps,
+        log_packets: options.log_packets,
+    };
     kernel.forget_gone_interfaces()?;
     Ok((kernel, Taken::TakenOver { resized }))
+}
+
+/// Loads the program and copies what is alive in the maps of another size. What runs is not touched.
+fn prepare(
+    options: &Options,
+    object: &[u8],
+    pins: &Pins,
+    wanted: &BTreeMap<String, Shape>,
+    resized: &[String],
+) -> Result<(Ebpf, Maps, Ticks)> {
+    let mut ebpf = load(options, object, pins, wanted, resized)?;
+    let maps = Maps::take(&mut ebpf)?;
+    let copied_at = flows::clock();
+    for name in resized {
+        copy(pins, name).with_context(|| format!("cannot copy the map {name}"))?;
+    }
+    Ok((ebpf, maps, copied_at))
 }
 
 /// Compares every pin with what is wanted and gives those of another size. Changes nothing.
@@ -302,7 +335,7 @@ fn copy_inner(pins: &Pins, name: &str) -> Result<()> {
 }
 
 /// Takes in what has happened to the flows in the swap since `since`.
-fn catch_up(pins: &Pins, name: &str, since: lb_common::abi::Ticks) -> Result<()> {
+fn catch_up(pins: &Pins, name: &str, since: Ticks) -> Result<()> {
     if !FLOW_TABLES.contains(&name) {
         return Ok(());
     }

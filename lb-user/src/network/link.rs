@@ -4,7 +4,8 @@ use anyhow::{Context, Result, anyhow};
 use futures_util::TryStreamExt as _;
 use lb_common::abi::Mac;
 use rtnetlink::packet_route::link::{
-    LinkAttribute, LinkFlags, LinkLayerType, LinkMessage, LinkXdp as Attribute, XdpAttached,
+    InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage, LinkXdp as Attribute,
+    XdpAttached,
 };
 
 use super::{Network, checked_name, errno, refusal};
@@ -22,6 +23,8 @@ pub struct Link {
     pub mtu: u32,
     /// Whether it is set up.
     pub up: bool,
+    /// Whether it is one end of a veth pair.
+    pub is_veth: bool,
     /// The XDP program that is attached to it, if one is.
     pub xdp: Option<LinkXdp>,
 }
@@ -124,6 +127,7 @@ fn link(message: LinkMessage) -> Option<Link> {
         mac: None,
         mtu: 0,
         up: message.header.flags.contains(LinkFlags::Up),
+        is_veth: false,
         xdp: None,
     };
     for attribute in message.attributes {
@@ -134,6 +138,9 @@ fn link(message: LinkMessage) -> Option<Link> {
                 link.mac = bytes.try_into().ok().map(Mac);
             }
             LinkAttribute::Xdp(attributes) => link.xdp = xdp(&attributes),
+            LinkAttribute::LinkInfo(infos) => {
+                link.is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             _ => {}
         }
     }

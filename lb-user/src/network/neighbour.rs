@@ -358,6 +358,7 @@ mod tests {
             mac: Some(Mac([2, 0, 0, 0, 0, 1])),
             mtu: 1500,
             up: true,
+            is_veth: false,
             xdp: None,
         };
         let resolved = neighbours.frame_addresses(HOP, std::slice::from_ref(&link));

@@ -102,12 +102,17 @@ pub fn back<T: Tables, F: Flows>(
 
 /// Changes the packet and sends it.
 #[inline(always)]
-pub fn carry_out<P: Packet>(packet: &mut P, parsed: &Parsed, step: &Step) -> Result<Sent, Reason> {
+pub fn carry_out<P: Packet, T: Tables>(
+    packet: &mut P,
+    parsed: &Parsed,
+    step: &Step,
+    tables: &T,
+) -> Result<Sent, Reason> {
     if let Some(translation) = &step.translation {
         nat::translate(packet, parsed, translation, step.next.is_resolved())?;
     }
     let verdict = if step.next.is_resolved() {
-        address(packet, &step.next)?
+        address(packet, &step.next, tables)?
     } else {
         Verdict::Pass
     };
@@ -133,11 +138,16 @@ fn ask<F: Flows>(parsed: &Parsed, address: &Address, ifindex: u32, flows: &mut F
 
 /// Addresses the frame to a neighbour.
 #[inline(always)]
-fn address<P: Packet>(packet: &mut P, neighbour: &Neighbour) -> Result<Verdict, Reason> {
+fn address<P: Packet, T: Tables>(
+    packet: &mut P,
+    neighbour: &Neighbour,
+    tables: &T,
+) -> Result<Verdict, Reason> {
     let ethernet: &mut EthernetHeader = packet.at_mut(0).ok_or(Reason::Malformed)?;
     ethernet.destination = neighbour.destination.0;
     ethernet.source = neighbour.source.0;
-    Ok(if neighbour.ifindex == packet.ifindex() {
+    let is_same = neighbour.ifindex == packet.ifindex();
+    Ok(if is_same && !tables.transmits_by_redirect() {
         Verdict::Transmit
     } else {
         Verdict::Redirect(neighbour.ifindex)

@@ -3,28 +3,24 @@
 //!
 //! Promises: no instance meets another or the machine's own (state, socket and pins are its own);
 //! an agent goes with its pins when dropped, on panic too, and its log is printed then (the test
-//! harness shows it for failed tests). The JSON of `lb-user` is read here and nowhere else.
+//! harness shows it for failed tests). The JSON of `lb-user` is read in `reading` and nowhere else.
+
+mod ground;
+mod reading;
 
 use std::{
-    collections::BTreeMap,
-    env, fs,
-    net::{IpAddr, SocketAddr},
+    fs,
     path::{Path, PathBuf},
     process::Command,
     sync::Once,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::{
-    sys::{
-        signal::{Signal, kill},
-        statfs::{BPF_FS_MAGIC, statfs},
-    },
+    sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use serde::Deserialize;
-use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::{
@@ -33,12 +29,7 @@ use crate::{
     topology::Network,
     wait,
 };
-
-/// Environment variable with the path of the program under test.
-const LB_USER: &str = "LB_USER";
-
-/// The kernel's file system for pinned programs and maps.
-const BPFFS: &str = "/sys/fs/bpf";
+pub use reading::{Carried, Flow};
 
 /// Where `lb-user` pins: one folder for each instance.
 const PINS: &str = "/sys/fs/bpf/lb-user";
@@ -56,37 +47,6 @@ pub struct Agent {
     interfaces: Vec<String>,
 }
 
-/// A flow, as `lb-user flows` shows it.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Flow {
-    /// Name of the service.
-    pub service: String,
-    /// The client's address and port.
-    pub client: SocketAddr,
-    /// The backend's address and port.
-    pub backend: SocketAddr,
-}
-
-/// A flow in the JSON of `lb-user flows`.
-#[derive(Deserialize)]
-struct Listed {
-    service: String,
-    client: IpAddr,
-    client_port: u16,
-    backend: String,
-}
-
-/// What a service has carried, as `lb-user stats` shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Carried {
-    /// Packets from clients.
-    pub forward: u64,
-    /// Packets back to clients (mode `nat` only).
-    pub back: u64,
-    /// Flows given to a backend.
-    pub new_flows: u64,
-}
-
 impl Agent {
     /// An instance for the balancer of `network`, not yet started.
     ///
@@ -95,10 +55,10 @@ impl Agent {
     /// When the program is not built.
     pub fn prepare(network: &Network) -> Result<Self> {
         static READY: Once = Once::new();
-        let program = program()?;
+        let program = ground::program()?;
         READY.call_once(|| {
-            mount_bpffs();
-            sweep();
+            ground::mount_bpffs();
+            ground::sweep();
         });
         Ok(Self {
             program,
@@ -184,16 +144,6 @@ impl Agent {
             .args(line.split_whitespace());
     }
 
-    /// The JSON of a command that reads.
-    ///
-    /// # Errors
-    ///
-    /// When the command fails or prints something else.
-    pub fn json(&self, line: &str) -> Result<Value> {
-        let text = self.ok(&format!("{line} -o json"))?;
-        serde_json::from_str(&text).with_context(|| format!("`{line} -o json` printed {text}"))
-    }
-
     /// The whole configuration, as `export` prints it.
     ///
     /// # Errors
@@ -221,84 +171,6 @@ impl Agent {
         let file = self.folder.path().join("asked.toml");
         fs::write(&file, toml)?;
         Ok(format!("apply -f {} {flags}", file.display()))
-    }
-
-    /// Waits until every backend's next hop is known, as `status` tells.
-    ///
-    /// # Errors
-    ///
-    /// When that does not happen.
-    pub fn resolved(&self) -> Result<()> {
-        wait::until_true("the backends' next hops", wait::LONG, || {
-            let status = self.json("status")?;
-            let services = list(&status, "services")?;
-            for service in services {
-                for backend in list(service, "backends")? {
-                    if backend["resolved"] != true {
-                        return Ok(false);
-                    }
-                }
-            }
-            Ok(true)
-        })
-    }
-
-    /// Packets by reason, summed over the attached interfaces. Reasons that never were are left out.
-    ///
-    /// # Errors
-    ///
-    /// When `stats` fails.
-    pub fn reasons(&self) -> Result<BTreeMap<String, u64>> {
-        let stats = self.json("stats")?;
-        let mut sums = BTreeMap::new();
-        for interface in list(&stats, "interfaces")? {
-            let reasons = interface["reasons"].as_object();
-            for (name, count) in reasons.with_context(|| format!("no reasons in {interface}"))? {
-                *sums.entry(name.clone()).or_default() += number(count, "packets")?;
-            }
-        }
-        sums.retain(|_, &mut packets| packets > 0);
-        Ok(sums)
-    }
-
-    /// What service `name` has carried.
-    ///
-    /// # Errors
-    ///
-    /// When `stats` fails or there is no such service.
-    pub fn carried(&self, name: &str) -> Result<Carried> {
-        let stats = self.json("stats")?;
-        for service in list(&stats, "services")? {
-            if text(service, "name")? == name {
-                return Ok(Carried {
-                    forward: number(&service["forward"], "packets")?,
-                    back: number(&service["back"], "packets")?,
-                    new_flows: number(service, "new_flows")?,
-                });
-            }
-        }
-        bail!("no service {name} in {stats}")
-    }
-
-    /// The flows, in order.
-    ///
-    /// # Errors
-    ///
-    /// When `flows` fails.
-    pub fn flows(&self) -> Result<Vec<Flow>> {
-        let listed: Vec<Listed> = serde_json::from_value(self.json("flows --limit 1000000")?)?;
-        let mut flows = listed
-            .into_iter()
-            .map(|flow| {
-                Ok(Flow {
-                    service: flow.service,
-                    client: SocketAddr::new(flow.client, flow.client_port),
-                    backend: flow.backend.parse()?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        flows.sort();
-        Ok(flows)
     }
 
     /// Ids of the instance's processes.
@@ -363,7 +235,7 @@ impl Agent {
     /// The agent's own log so far.
     #[must_use]
     pub fn log(&self) -> String {
-        logs_below(self.folder.path())
+        ground::logs_below(self.folder.path())
     }
 }
 
@@ -397,90 +269,6 @@ fn refusal(line: &str, finished: Finished) -> Result<String> {
         String::from_utf8_lossy(&finished.stdout)
     );
     Ok(told.to_owned())
-}
-
-/// The program under test: `LB_USER`, else the one built beside this.
-fn program() -> Result<PathBuf> {
-    let path = match env::var_os(LB_USER) {
-        Some(path) => PathBuf::from(path),
-        None => {
-            let this = env::current_exe()?;
-            let mut folder = this.parent().context("no folder")?;
-            if folder.ends_with("deps") {
-                folder = folder.parent().context("no folder")?;
-            }
-            folder.join("lb-user")
-        }
-    };
-    ensure!(
-        path.is_file(),
-        "{} is not there: build it with `cargo build -p lb-user`, or say where it is with {LB_USER}",
-        path.display()
-    );
-    Ok(path)
-}
-
-/// Mounts bpffs where a container left it out.
-fn mount_bpffs() {
-    if statfs(BPFFS).is_ok_and(|fs| fs.filesystem_type() == BPF_FS_MAGIC) {
-        return;
-    }
-    let mounted = finish(
-        Command::new("mount").args(["-t", "bpf", "bpf", BPFFS]),
-        COMMAND_LIMIT,
-    )
-    .and_then(Finished::text);
-    if let Err(error) = mounted {
-        eprintln!("{error:#}");
-    }
-}
-
-/// Removes the pins of test runs that were killed.
-fn sweep() {
-    let Ok(entries) = fs::read_dir(PINS) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        if entry
-            .file_name()
-            .to_str()
-            .is_some_and(netns::is_left_behind)
-        {
-            let _ = fs::remove_dir_all(entry.path());
-        }
-    }
-}
-
-/// Every `*.log` below a folder.
-fn logs_below(folder: &Path) -> String {
-    let mut logs = String::new();
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.is_dir() {
-            logs += &logs_below(&path);
-        } else if path.extension().is_some_and(|extension| extension == "log") {
-            logs += &fs::read_to_string(&path).unwrap_or_default();
-        }
-    }
-    logs
-}
-
-fn list<'v>(value: &'v Value, member: &str) -> Result<&'v Vec<Value>> {
-    value[member]
-        .as_array()
-        .with_context(|| format!("no list {member:?} in {value}"))
-}
-
-fn text<'v>(value: &'v Value, member: &str) -> Result<&'v str> {
-    value[member]
-        .as_str()
-        .with_context(|| format!("no text {member:?} in {value}"))
-}
-
-fn number(value: &Value, member: &str) -> Result<u64> {
-    value[member]
-        .as_u64()
-        .with_context(|| format!("no number {member:?} in {value}"))
 }
 
 /// Whether an XDP program is on interface `device` of `netns`, as `ip link` shows.

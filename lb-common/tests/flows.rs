@@ -183,21 +183,21 @@ fn a_draining_backend_keeps_all_flows_that_it_has() {
 }
 
 #[test]
-fn a_disabled_backend_keeps_established_tcp_only() {
+fn a_disabled_backend_keeps_tcp_connections_only() {
     let mut lb = balancer();
     open(&mut lb, 40_000);
     forwarded(lb.from_client(&packet(WEB, 40_001, SYN)));
     let query = forwarded(lb.from_client(&packet(DNS, 40_002, 0)));
     answered(lb.from_backend(&query.answer(0)));
     forwarded(lb.from_client(&packet(DNS, 40_002, 0)));
-    for (id, port, keeps) in [
-        (WEB, 40_000, true),
-        (WEB, 40_001, false),
-        (DNS, 40_002, false),
+    for (id, port, flags, keeps) in [
+        (WEB, 40_000, ACK, true),
+        (WEB, 40_001, SYN, false),
+        (DNS, 40_002, 0, false),
     ] {
         let had = lb.backend(id, client(port)).expect("it has a flow");
         lb.world.set_state(had, BackendState::DISABLED);
-        forwarded(lb.from_client(&packet(id, port, ACK)));
+        forwarded(lb.from_client(&packet(id, port, flags)));
         assert_eq!(
             lb.backend(id, client(port)) == Some(had),
             keeps,

@@ -9,7 +9,7 @@
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader, Write},
+    io::{BufRead, BufReader, ErrorKind, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
     process::Command,
     str::FromStr,
@@ -202,7 +202,14 @@ impl Datagrams {
         let told = || format!("UDP from {}, {} bytes", self.from, said.len());
         self.socket.send(said.as_bytes()).with_context(told)?;
         let mut buffer = vec![0; usize::from(u16::MAX)];
-        let length = self.socket.recv(&mut buffer).with_context(told)?;
+        // A signal to the process, such as the end of a child, may interrupt a receive with a
+        // deadline, which the standard library does not repeat.
+        let length = loop {
+            match self.socket.recv(&mut buffer) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                received => break received.with_context(told)?,
+            }
+        };
         let answer = std::str::from_utf8(&buffer[..length]).with_context(told)?;
         let answer: Answer = answer.parse().with_context(told)?;
         ensure!(answer.said == said, "{}: {} bytes back", told(), length);

@@ -66,7 +66,6 @@ const WRONG: &[(&str, &str)] = &[
     ("backend set web 10.0.1.11:7001", "weight"),
     // words
     ("service add 203.0.113.11:80/tcp --nmae x", "--nmae"),
-    ("service", "service"),
     ("sevrice list", "sevrice"),
     ("status -o xml", "xml"),
     ("apply -f /nowhere/lb.toml", "/nowhere/lb.toml"),
@@ -159,7 +158,7 @@ fn a_file_takes_effect_and_a_dry_run_does_not() -> Result<()> {
     assert_eq!(agent.configuration()?, before);
     assert_eq!(scene.conversation()?.ask("who")?.server, "b1");
 
-    let (_, carried_out) = under_load(&scene, || agent.apply(&asked, ""))?;
+    let carried_out = agent.apply(&asked, "")?;
     let missing: Vec<&str> = plan
         .lines()
         .filter(|line| !carried_out.contains(line))

@@ -26,9 +26,10 @@ fn a_backend_with_a_new_mac_address_is_followed() -> Result<()> {
     for mode in [Mode::Nat, Mode::DsrL2] {
         let scene = Scene::build(mode, Two, V4, &[1])?;
         scene.conversation()?.ask("before")?;
-        scene.network.backends[0]
-            .netns
-            .ip("link set eth0 address 02:00:00:00:00:42")?;
+        let backend = &scene.network.backends[0].netns;
+        // It tells its neighbours, as network managers do.
+        backend.set_sysctls(&[("net/ipv4/conf/eth0/arp_notify", "1")])?;
+        backend.ip("link set eth0 address 02:00:00:00:00:42")?;
         works_again(&scene)?;
     }
     Ok(())

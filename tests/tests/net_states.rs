@@ -1,6 +1,10 @@
 //! Backends that are disabled, drained, removed and added while clients talk.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
@@ -136,16 +140,27 @@ fn removed(scene: &Scene) -> Result<()> {
         .filter(|(_, server)| index_of(server) != 2)
         .collect();
     assert!(remaining.len() > 30, "only {} of 120", remaining.len());
-    under_load(scene, || {
-        for _ in 0..3 {
-            scene.change("del", 2, "")?;
-            keep_their_servers(&mut remaining)?;
-            takes_nothing_new(scene, 2, 20_000)?;
-            scene.change("add", 2, "--weight 3")?;
-            scene.agent.resolved()?;
-            keep_their_servers(&mut remaining)?;
-        }
-        Ok(())
+    // They talk all the while; a connection of the removed backend's own may break.
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let talk = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                keep_their_servers(&mut remaining)?;
+            }
+            anyhow::Ok(())
+        });
+        let changes = (|| {
+            for _ in 0..3 {
+                scene.change("del", 2, "")?;
+                takes_nothing_new(scene, 2, 20_000)?;
+                scene.change("add", 2, "--weight 3")?;
+                scene.agent.resolved()?;
+            }
+            anyhow::Ok(())
+        })();
+        over.store(true, Ordering::Relaxed);
+        talk.join().expect("the talk does not panic")?;
+        changes
     })?;
     assert_eq!(reaches(scene, 300)?, BTreeSet::from([0, 1, 2]));
     Ok(())

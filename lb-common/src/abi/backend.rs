@@ -20,7 +20,7 @@ impl BackendState {
     pub const ENABLED: Self = Self(1);
     /// Takes no new flow and keeps the ones it has.
     pub const DRAINING: Self = Self(2);
-    /// Takes no new flow and keeps established TCP connections only.
+    /// Takes no new flow and keeps TCP connections only.
     pub const DISABLED: Self = Self(3);
 
     /// Whether a new flow may be given to it.

@@ -272,7 +272,7 @@ fn copy(ctx: *mut xdp_md, template: &[u64; 10]) -> Option<()> {
     }
     for (word, value) in template.iter().enumerate().take(8) {
         // SAFETY: within the first 64 bytes; test runs put frames at multiples of 8.
-        unsafe { frame.add(word).write(*value) };
+        unsafe { frame.wrapping_add(word).write(*value) };
     }
     if LENGTH.load() == 64 {
         return Some(());
@@ -282,7 +282,7 @@ fn copy(ctx: *mut xdp_md, template: &[u64; 10]) -> Option<()> {
     }
     for (word, value) in template.iter().enumerate().skip(8) {
         // SAFETY: within the first 80 bytes; as above.
-        unsafe { frame.add(word).write(*value) };
+        unsafe { frame.wrapping_add(word).write(*value) };
     }
     Some(())
 }
@@ -314,7 +314,7 @@ fn look_up(packet: &XdpPacket) -> Option<()> {
         client_port: Port(ports.source),
         service_port: Port(ports.destination),
     };
-    TABLE.get_ptr(&key).map(|_| ())
+    TABLE.get_ptr(key).map(|_| ())
 }
 
 /// Whether the frame is IPv4 and addressed to the expected network.

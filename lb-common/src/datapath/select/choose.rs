@@ -11,12 +11,9 @@ use crate::{
         FlowKey, FlowState, Neighbour, Port, Reason, Service, Ticks, limits,
     },
     datapath::{
-        Flows, Report, Tables, classify,
-        parse::Parsed,
-        rewrite::Mode,
-        tables::{Began, Stage},
-        track,
+        Flows, Report, Tables, classify, parse::Parsed, rewrite::Mode, tables::Began, track,
     },
+    wire::ip,
 };
 
 /// A client's packet that needs a backend.
@@ -96,7 +93,7 @@ fn known<'t, T: Tables, F: Flows>(
     match tables.backend(id) {
         Some(backend)
             if backend.generation == flow.generation
-                && keeps(backend.state, flow.state, stage, parsed)
+                && keeps(backend.state, parsed)
                 && !flow.is_expired(now, &service.timeouts) =>
         {
             if track::from_client(flow, stage, mode, parsed, from, now) {
@@ -112,16 +109,14 @@ fn known<'t, T: Tables, F: Flows>(
     }
 }
 
-/// Whether a backend in this state keeps a flow it has.
+/// Whether a backend in this state keeps this packet's flow, which it has.
 #[inline(always)]
-fn keeps(backend: BackendState, flow: FlowState, stage: Stage, parsed: &Parsed) -> bool {
-    if backend.is_eligible() {
+fn keeps(state: BackendState, parsed: &Parsed) -> bool {
+    if state.is_eligible() {
         return true;
     }
-    if track::opens(parsed) {
-        return false;
-    }
-    backend == BackendState::DRAINING || (stage == Stage::Confirmed && flow != FlowState::UDP)
+    // A disabled one keeps what would break elsewhere: TCP beyond its first packet.
+    !track::opens(parsed) && (state == BackendState::DRAINING || parsed.protocol == ip::TCP)
 }
 
 /// Makes the entry of a new flow, and tells of it.

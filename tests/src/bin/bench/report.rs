@@ -26,7 +26,11 @@ pub(crate) struct Report {
 #[derive(Serialize)]
 pub(crate) struct Machine {
     pub(crate) kernel: String,
+    pub(crate) cpu: String,
     pub(crate) cpus: usize,
+    /// The mitigation of Spectre v2. Retpolines double what the kernel's own ways and the floors cost
+    /// and leave the program's cost as it is, so ratios of machines with and without differ.
+    pub(crate) spectre_v2: String,
     /// Processes that wanted a CPU in the minute before the run began. More than a few tenths: others
     /// were working, and medians are too high.
     pub(crate) load: f64,
@@ -37,8 +41,19 @@ impl Machine {
     pub(crate) fn here() -> Result<Self> {
         let load = fs::read_to_string("/proc/loadavg")?;
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+        let cpus = fs::read_to_string("/proc/cpuinfo")?;
+        let model = cpus
+            .lines()
+            .find_map(|line| line.strip_prefix("model name"));
+        let spectre_v2 = fs::read_to_string("/sys/devices/system/cpu/vulnerabilities/spectre_v2")
+            .unwrap_or_else(|_| "unknown".to_owned());
         Ok(Self {
             kernel: kernel.trim().to_owned(),
+            cpu: model
+                .unwrap_or("unknown CPU")
+                .trim_start_matches([' ', '\t', ':'])
+                .to_owned(),
+            spectre_v2: spectre_v2.trim().to_owned(),
             cpus: thread::available_parallelism()?.get(),
             load: load.split(' ').next().unwrap_or_default().parse()?,
         })
@@ -48,8 +63,16 @@ impl Machine {
 impl Report {
     /// The tables for people.
     pub(crate) fn text(&self) -> String {
-        let Machine { kernel, cpus, load } = &self.machine;
-        let mut text = format!("Linux {kernel}, {cpus} CPUs, load {load} before the run\n");
+        let Machine {
+            kernel,
+            cpu,
+            cpus,
+            spectre_v2,
+            load,
+        } = &self.machine;
+        let mut text = format!(
+            "Linux {kernel}, {cpus} x {cpu}, load {load} before the run\nspectre_v2: {spectre_v2}\n"
+        );
         if !self.harness.is_empty() {
             text += "\nTest harness: the program alone, over an empty one (known flows: all in the table)\n\n";
             text += &table(

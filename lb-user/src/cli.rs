@@ -223,8 +223,11 @@ pub enum Service {
 /// `service add`.
 #[derive(Debug, Args)]
 pub struct ServiceAdd {
-    /// Its address, port and protocol: 203.0.113.10:80/tcp, [2001:db8::10]:53/udp
-    #[arg(value_name = "ADDRESS:PORT/PROTOCOL")]
+    /// Its address, port and protocol.
+    #[arg(
+        value_name = "ADDRESS:PORT/PROTOCOL",
+        help = "Its address, port and protocol: 203.0.113.10:80/tcp, [2001:db8::10]:53/udp"
+    )]
     pub endpoint: String,
     /// Its name; made from the address if left out
     #[arg(long)]

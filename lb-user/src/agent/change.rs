@@ -285,7 +285,7 @@ impl Agent {
             let name = &attachment.name;
             if !self.config.interfaces.iter().any(|i| i.name == *name) {
                 self.kernel.detach(name)?;
-                super::say(&format!("detached from {name}"));
+                self.say(&format!("detached from {name}"));
             }
         }
         Ok(())

@@ -46,7 +46,8 @@ use crate::{
 pub use end::clean;
 pub use start::{check_rights, run};
 
-/// The line on standard output that says that the agent is ready. Those before it say what it did.
+/// The line on standard output by which `attach` knows that the agent it has started is ready. Those
+/// before it say what it did.
 pub const READY: &str = "ready";
 
 /// Events that are kept for those who ask later.
@@ -89,6 +90,7 @@ pub struct Agent {
     /// When an address was last asked for because the program missed it.
     asked: BTreeMap<IpAddr, Instant>,
     started: Instant,
+    starter: Starter,
 }
 
 /// What has become of an interface of the configuration.
@@ -102,6 +104,15 @@ struct Attachment {
     place: Option<XdpPlace>,
     /// Why it is not attached, or not in the driver.
     note: Option<String>,
+}
+
+/// Who has started the agent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Starter {
+    /// `attach`, which reads standard output until [`READY`].
+    Attach,
+    /// A person or a service manager: they read the log.
+    Other,
 }
 
 /// Why the loop has ended.
@@ -163,6 +174,15 @@ impl Agent {
         }
     }
 
+    /// Says what was done: in the log, and to `attach`, which may have stopped reading.
+    fn say(&self, line: &str) {
+        info!("{line}");
+        if self.starter == Starter::Attach {
+            let mut out = std::io::stdout().lock();
+            let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+        }
+    }
+
     async fn answer(&mut self, request: Request) -> Option<End> {
         // Whoever asked may be gone: then nobody misses the answer.
         match request {
@@ -216,11 +236,4 @@ fn merged(a: Changed, b: Changed) -> Changed {
         addresses: a.addresses || b.addresses,
         routes: a.routes || b.routes,
     }
-}
-
-/// Says on standard output what was done; whoever started the agent may have stopped reading.
-fn say(line: &str) {
-    info!("{line}");
-    let mut out = std::io::stdout().lock();
-    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }

@@ -16,7 +16,7 @@ use tokio::{
     sync::{broadcast, mpsc},
 };
 
-use super::{Agent, End, READY, say};
+use super::{Agent, End, READY, Starter};
 use crate::{
     api::{Detached, server},
     cli::{Host, Run},
@@ -65,6 +65,9 @@ pub fn run(instance: &Instance, options: &Run) -> Result<()> {
             log_packets: options.host.log_packets,
         };
         let (mut agent, taken) = Agent::open(instance, folder.clone(), state, &open).await?;
+        if options.background {
+            agent.starter = Starter::Attach;
+        }
         if let Err(error) = agent.begin(raw, &required, &taken).await {
             if taken == Taken::Fresh {
                 agent.undo().await;
@@ -205,6 +208,7 @@ impl Agent {
             listeners: broadcast::channel(1024).0,
             asked: BTreeMap::new(),
             started: Instant::now(),
+            starter: Starter::Other,
         };
         agent.count_shares();
         agent.neighbours = agent
@@ -225,16 +229,16 @@ impl Agent {
         taken: &Taken,
     ) -> Result<()> {
         if let Taken::TakenOver { resized } = taken {
-            say("took over the running program and its maps");
+            self.say("took over the running program and its maps");
             for map in resized {
-                say(&format!("resized the map {map}, with what was in it"));
+                self.say(&format!("resized the map {map}, with what was in it"));
             }
         }
         let notes = self.change_to(raw, required).await?;
-        notes.iter().for_each(|note| say(note));
+        notes.iter().for_each(|note| self.say(note));
         self.detach_strangers()?;
         for warning in &self.config.warnings {
-            say(&format!("warning: {warning}"));
+            self.say(&format!("warning: {warning}"));
         }
         Ok(())
     }
@@ -253,7 +257,7 @@ impl Agent {
         let (requests, received) = mpsc::channel(16);
         let socket = self.instance.socket();
         let server = tokio::spawn(server::serve(listen(&self.instance)?, requests));
-        say(READY);
+        self.say(READY);
         // Changes between the first look and the subscription.
         self.follow(super::EVERYTHING).await?;
 

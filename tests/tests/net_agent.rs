@@ -190,7 +190,7 @@ fn attach_that_cannot_be_is_refused_and_changes_nothing() -> Result<()> {
         ),
         (format!("attach --netns {} lo/..", netns.name()), "lo/.."),
         (format!("attach --netns {}-not eth0", netns.name()), "-not"),
-        (format!("attach --netns {}", netns.name()), "attach"),
+        (format!("attach --netns {}", netns.name()), "INTERFACE"),
     ] {
         let told = agent.refused(&line)?;
         assert!(told.contains(object), "`{line}`: {told}");

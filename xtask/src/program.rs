@@ -64,7 +64,7 @@ pub(crate) fn build() -> Result<()> {
 /// Fails if a frame broke a promise of the data path; the program has printed it.
 pub(crate) fn fuzz(seconds: u64) -> Result<()> {
     setup::ensure(&[Need::Ebpf])?;
-    let fuzz = compile(TESTS, "fuzz", Profile::Release)?;
+    let fuzz = compile(TESTS, "fuzz", Profile::Dev)?;
     step::show(Command::new(fuzz).arg("--seconds").arg(seconds.to_string()))
 }
 
@@ -75,7 +75,7 @@ pub(crate) fn fuzz(seconds: u64) -> Result<()> {
 /// Fails if something does not compile or cannot be run as root.
 pub(crate) fn demo(arguments: &[String]) -> Result<()> {
     setup::ensure(&[Need::Ebpf, Need::Network])?;
-    let lb_user = compile("lb-user", "lb-user", Profile::Release)?;
+    let lb_user = compile("lb-user", "lb-user", Profile::Dev)?;
     let demo = compile(TESTS, "demo", Profile::Dev)?;
     become_root_program(demo, lb_user, arguments)
 }

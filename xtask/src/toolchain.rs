@@ -23,6 +23,9 @@ pub(crate) const TARGET: &str = "bpfel-unknown-none";
 /// The only package that is compiled for [`TARGET`].
 pub(crate) const PACKAGE: &str = "lb-ebpf";
 
+/// The profile it is compiled with.
+const PROFILE: &str = "bpf";
+
 /// Environment variable that names the [`Way`] to use (`debian` or `rustup`) instead of the first
 /// complete one.
 pub(crate) const CHOICE: &str = "LB_EBPF_TOOLCHAIN";
@@ -203,7 +206,14 @@ impl Toolchain {
             }
         };
         command
-            .args(["--package", PACKAGE, "--release", "--target", TARGET])
+            .args([
+                "--package",
+                PACKAGE,
+                "--profile",
+                PROFILE,
+                "--target",
+                TARGET,
+            ])
             .arg("--target-dir")
             .arg(target_dir)
             .env("CARGO_ENCODED_RUSTFLAGS", self.flags(arch));

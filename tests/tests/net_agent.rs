@@ -19,11 +19,13 @@ use lb_tests::{
 /// A few flows, of TCP and UDP, and the open connections.
 fn some_flows(scene: &Scene) -> Result<Vec<lb_tests::client::Conversation>> {
     let mut standing = Vec::new();
-    for _ in 0..40 {
+    // Ports of its own for each: one that the kernel gave twice would be one flow.
+    for port in 20_000..20_040 {
         let mut conversation = scene.conversation()?;
         conversation.ask("first")?;
         standing.push(conversation);
-        scene.datagrams()?.ask("first")?;
+        let client = &scene.network.client.netns;
+        Datagrams::open(client, scene.client(port), scene.service())?.ask("first")?;
     }
     Ok(standing)
 }

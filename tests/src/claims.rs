@@ -10,11 +10,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
+use lb_common::{
+    abi::{Address, BackendId, Port, limits},
+    datapath::select::{self, Algorithm, Candidate, maglev},
+    wire::ip,
+};
 
 use crate::{
     client::{self, Conversation, Datagrams, converse_many, curl},
-    scene::{Mode, Scene},
+    scene::{Mode, SERVICES, Scene},
     server::Nginx,
     topology::service,
 };
@@ -102,11 +107,12 @@ pub fn access_logs_have_the_clients_address(scene: &Scene, mode: Mode) -> Result
 }
 
 /// Of [`MANY`] connections from as many ports, each backend gets what its weight says, within 3
-/// percentage points. The answers are returned, in the order of the ports from 20,000 on.
+/// percentage points, and each connection the backend that the slots say, without exception. The
+/// answers are returned, in the order of the ports from 20,000 on.
 ///
 /// # Errors
 ///
-/// When a connection fails or a share is off.
+/// When a connection fails, a share is off, or a connection reached another backend.
 pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<client::Answer>> {
     let from = client::ports(scene.client(0).ip(), 20_000, MANY);
     let answers = converse_many(&scene.network.client.netns, &from, scene.service())?;
@@ -126,7 +132,40 @@ pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<clien
             index + 1
         );
     }
+    let (slots, seed) = (slots(scene, weights), select::seed(SERVICES[0].0));
+    for answer in &answers {
+        let (client, port) = (answer.peer.ip().into(), answer.peer.port().into());
+        // All backends take new flows, so that the first attempt serves.
+        let cell = maglev::pick(seed, &client, port, ip::TCP, 0, limits::SLOTS);
+        let due = slots
+            .get(cell as usize)
+            .context("a cell beyond the slots")?;
+        ensure!(
+            index_of(&answer.server) + 1 == due.0 as usize,
+            "{} reached {}, its cell {cell} says b{}",
+            answer.peer,
+            answer.server,
+            due.0
+        );
+    }
     Ok(answers)
+}
+
+/// The slots that the services of `scene` have, with backend `b1` as number 1 and so on.
+fn slots(scene: &Scene, weights: &[u16]) -> Vec<BackendId> {
+    let candidates: Vec<Candidate> = (1..)
+        .zip(weights)
+        .enumerate()
+        .map(|(index, (number, &weight))| {
+            let backend = scene.backend(index);
+            Candidate {
+                id: BackendId(number),
+                identity: select::identity(Address::from(backend.ip()), Port::from(backend.port())),
+                weight: weight.into(),
+            }
+        })
+        .collect();
+    select::build(Algorithm::Maglev, limits::SLOTS, &candidates)
 }
 
 /// New connections and datagrams, without a pause, while `work` runs. None may be lost; the number

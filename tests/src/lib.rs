@@ -4,8 +4,8 @@
 //! networks, with a drawing), [`server`] and [`client`] (who talks), [`agent`] (the program under
 //! test), [`scene`] (a network with it) and [`claims`] (what holds there in every mode), [`frames`]
 //! (frames made by hand); below them [`netns`], [`process`] and [`wait`]. [`kernel`] runs the
-//! program alone, on single frames. [`kernel`] runs the program alone, on single
-//! frames.
+//! program alone, on single frames; [`programs`] make packets by the hundred thousand, each after a
+//! [`template`].
 
 pub mod agent;
 pub mod claims;
@@ -14,7 +14,9 @@ pub mod frames;
 pub mod kernel;
 pub mod netns;
 pub mod process;
+pub mod programs;
 pub mod scene;
 pub mod server;
+pub mod template;
 pub mod topology;
 pub mod wait;

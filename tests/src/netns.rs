@@ -215,6 +215,22 @@ impl Netns {
         })
     }
 
+    /// How many frames have come in on interface `device`.
+    ///
+    /// # Errors
+    ///
+    /// When there is no such interface.
+    pub fn received(&self, device: &str) -> Result<u64> {
+        // Of the thread's own namespace, not of the process's.
+        let table = self.run(|| Ok(fs::read_to_string("/proc/thread-self/net/dev")?))?;
+        table
+            .lines()
+            .filter_map(|line| line.trim().split_once(':'))
+            .find(|(name, _)| *name == device)
+            .and_then(|(_, counters)| counters.split_whitespace().nth(1)?.parse().ok())
+            .with_context(|| format!("no interface {device} in {}", self.name))
+    }
+
     /// Hardware address of interface `device`.
     ///
     /// # Errors

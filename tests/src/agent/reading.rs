@@ -30,6 +30,7 @@ struct Listed {
     client: IpAddr,
     client_port: u16,
     backend: String,
+    confirmed: bool,
 }
 
 /// What a service has carried, as `lb-user stats` shows it.
@@ -117,20 +118,38 @@ impl Agent {
     ///
     /// When `flows` fails.
     pub fn flows(&self) -> Result<Vec<Flow>> {
-        let listed: Vec<Listed> = serde_json::from_value(self.json("flows --limit 1000000")?)?;
-        let mut flows = listed
-            .into_iter()
-            .map(|flow| {
-                Ok(Flow {
-                    service: flow.service,
-                    client: SocketAddr::new(flow.client, flow.client_port),
-                    backend: flow.backend.parse()?,
-                })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        flows.sort();
-        Ok(flows)
+        flows(self.listed()?)
     }
+
+    /// The flows that have left the table of new ones, in order.
+    ///
+    /// # Errors
+    ///
+    /// When `flows` fails.
+    pub fn confirmed_flows(&self) -> Result<Vec<Flow>> {
+        let mut listed = self.listed()?;
+        listed.retain(|flow| flow.confirmed);
+        flows(listed)
+    }
+
+    fn listed(&self) -> Result<Vec<Listed>> {
+        Ok(serde_json::from_value(self.json("flows --limit 1000000")?)?)
+    }
+}
+
+fn flows(listed: Vec<Listed>) -> Result<Vec<Flow>> {
+    let mut flows = listed
+        .into_iter()
+        .map(|flow| {
+            Ok(Flow {
+                service: flow.service,
+                client: SocketAddr::new(flow.client, flow.client_port),
+                backend: flow.backend.parse()?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    flows.sort();
+    Ok(flows)
 }
 
 fn list<'v>(value: &'v Value, member: &str) -> Result<&'v Vec<Value>> {

@@ -11,13 +11,13 @@ use lb_common::{
     datapath::parse::Family,
     wire::ip,
 };
+use lb_tests::programs::{Client, Globals, Programs};
 use serde::Serialize;
 
 use crate::{
     Options,
     balancer::{Balancer, Plan},
     path::Path,
-    programs::{Client, Globals, Programs},
     report::{Progress, Summary, family_name, protocol_name},
 };
 

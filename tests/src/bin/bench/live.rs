@@ -19,7 +19,10 @@ use lb_common::{
     datapath::parse::Family,
     wire::ip,
 };
-use lb_tests::wait;
+use lb_tests::{
+    programs::{Client, Globals, Programs},
+    wait,
+};
 use serde::Serialize;
 
 use crate::{
@@ -28,7 +31,6 @@ use crate::{
     cpu::Softirqs,
     network::{Ends, IN, Lane},
     path::Path,
-    programs::{Client, Globals, Programs},
     report::{Progress, Summary, protocol_name},
 };
 

@@ -13,10 +13,8 @@ mod harness;
 mod live;
 mod network;
 mod path;
-mod programs;
 mod report;
 mod targets;
-mod template;
 
 use std::process::ExitCode;
 

@@ -4,10 +4,9 @@
 use anyhow::{Result, ensure};
 use lb_common::abi::{Mode, Reason};
 
-use crate::{
-    balancer::{self, Counts, KNOWN_BACKEND_PORT, KNOWN_PORT, NEW_PORT, Plan},
-    template::{Opens, Template},
-};
+use lb_tests::template::{Opens, Template};
+
+use crate::balancer::{self, Counts, KNOWN_BACKEND_PORT, KNOWN_PORT, NEW_PORT, Plan};
 
 /// A way through the load balancer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

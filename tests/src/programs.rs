@@ -1,8 +1,13 @@
-//! The benchmark's own programs and maps (`lb-bench-ebpf`), loaded for one kind of packet.
+//! Programs that make packets, and that packets are measured against (`lb-bench-ebpf`), with their
+//! maps: for the benchmark, and for tests that need packets by the hundred thousand.
+//!
+//! Promise: what [`Programs::run_generator`] sends is the [`Template`] but for the client's address
+//! (in 198.18.0.0/15, RFC 2544 appendix C.2.2; in 2001:2::/48, RFC 5180 section 8) and port; with
+//! [`Globals::flows`] 0, no two packets of one object are of the same flow.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod,
     maps::{Array, HashMap, MapData, ProgramArray},
@@ -17,42 +22,49 @@ const BATCH: u32 = 64;
 
 /// What the programs' variables are set to.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Globals {
+pub struct Globals {
     /// Flows that packets are spread over; 0: each is of its own.
-    pub(crate) flows: u32,
+    pub flows: u32,
     /// Which end of the packets the client is.
-    pub(crate) client: Client,
+    pub client: Client,
     /// Where the generator and the floors send to.
-    pub(crate) interface: u32,
+    pub interface: u32,
     /// Entries of the table floor's table.
-    pub(crate) table: u32,
+    pub table: u32,
 }
 
 /// An end of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Client {
+pub enum Client {
+    /// Where it comes from.
     Source,
+    /// Where it goes to.
     Destination,
 }
 
 /// What came of a test run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ran {
+pub struct Ran {
     /// Average for each packet, to the nanosecond, as the kernel gives it.
-    pub(crate) each: Duration,
+    pub each: Duration,
     /// The last packet's verdict.
-    pub(crate) verdict: u32,
+    pub verdict: u32,
 }
 
 /// A loaded object.
-pub(crate) struct Programs {
+#[derive(Debug)]
+pub struct Programs {
     ebpf: Ebpf,
     frame: Vec<u8>,
 }
 
 impl Programs {
     /// Makes the maps; programs are loaded when they are first asked for.
-    pub(crate) fn load(globals: &Globals, template: &Template) -> Result<Self> {
+    ///
+    /// # Errors
+    ///
+    /// Without root, or if the kernel or the template refuses.
+    pub fn load(globals: &Globals, template: &Template) -> Result<Self> {
         let frame = template.frame()?;
         let to_client = u8::from(globals.client == Client::Destination);
         let ebpf = EbpfLoader::new()
@@ -68,8 +80,29 @@ impl Programs {
         Ok(programs)
     }
 
+    /// Makes all packets from now on of another kind, as long as the first.
+    ///
+    /// # Errors
+    ///
+    /// If the frame is of another length.
+    pub fn send_instead(&mut self, template: &Template) -> Result<()> {
+        let frame = template.frame()?;
+        ensure!(
+            frame.len() == self.frame.len(),
+            "a frame of {} bytes after one of {}",
+            frame.len(),
+            self.frame.len()
+        );
+        self.frame = frame;
+        self.put("template", template.words()?)
+    }
+
     /// Attaches a program to an interface of the current network namespace, in the driver.
-    pub(crate) fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the program, or there is no such interface.
+    pub fn attach(&mut self, name: &str, interface: &str) -> Result<()> {
         self.program(name)?
             .attach(interface, XdpMode::Driver)
             .with_context(|| format!("cannot attach {name} to {interface}"))?;
@@ -77,7 +110,11 @@ impl Programs {
     }
 
     /// Runs the harness `packets` times, with a program behind it.
-    pub(crate) fn run_harness(&mut self, program: &ProgramFd, packets: u32) -> Result<Ran> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the harness or the run.
+    pub fn run_harness(&mut self, program: &ProgramFd, packets: u32) -> Result<Ran> {
         let mut programs: ProgramArray<&mut MapData> = self
             .ebpf
             .map_mut("programs")
@@ -101,7 +138,11 @@ impl Programs {
     /// Sends `packets` frames out of the interface of the generator, which is one of the current
     /// network namespace. Returns the average for each, without the time in which the thread
     /// waited for the CPU.
-    pub(crate) fn run_generator(&mut self, packets: u32) -> Result<Duration> {
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses the generator or the run.
+    pub fn run_generator(&mut self, packets: u32) -> Result<Duration> {
         let frame = self.frame.clone();
         let result = self
             .program("generate")?
@@ -116,22 +157,38 @@ impl Programs {
     }
 
     /// How many packets the harness and the generator have made.
-    pub(crate) fn given(&self) -> Result<u64> {
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn given(&self) -> Result<u64> {
         self.number("given", 0)
     }
 
     /// How many frames have come to the sink that were addressed as expected.
-    pub(crate) fn arrived(&self) -> Result<u64> {
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be read.
+    pub fn arrived(&self) -> Result<u64> {
         self.number("arrived", 0)
     }
 
     /// Sets the network (/24) that frames in the sink must be addressed to.
-    pub(crate) fn expect(&mut self, network: [u8; 4]) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn expect(&mut self, network: [u8; 4]) -> Result<()> {
         self.put("expected", network)
     }
 
     /// Sets what the floors write over MAC addresses.
-    pub(crate) fn address(&mut self, destination: Mac, source: Mac) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If the map cannot be written.
+    pub fn address(&mut self, destination: Mac, source: Mac) -> Result<()> {
         let mut macs = [0; 12];
         macs[..6].copy_from_slice(&destination.0);
         macs[6..].copy_from_slice(&source.0);
@@ -139,7 +196,11 @@ impl Programs {
     }
 
     /// Puts flows into the table of the table floor.
-    pub(crate) fn fill(&mut self, keys: impl Iterator<Item = FlowKey>, flow: &Flow) -> Result<()> {
+    ///
+    /// # Errors
+    ///
+    /// If the table is full.
+    pub fn fill(&mut self, keys: impl Iterator<Item = FlowKey>, flow: &Flow) -> Result<()> {
         let mut table: HashMap<&mut MapData, FlowKey, Flow> = self
             .ebpf
             .map_mut("table")
@@ -154,7 +215,11 @@ impl Programs {
     }
 
     /// A program, loaded.
-    pub(crate) fn program(&mut self, name: &str) -> Result<&mut Xdp> {
+    ///
+    /// # Errors
+    ///
+    /// If there is none of this name, or the kernel refuses it.
+    pub fn program(&mut self, name: &str) -> Result<&mut Xdp> {
         let program: &mut Xdp = self
             .ebpf
             .program_mut(name)

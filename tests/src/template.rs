@@ -1,4 +1,4 @@
-//! Frames that every packet of a run starts as.
+//! Frames that every packet of a run of [`crate::programs`] starts as.
 
 use std::net::IpAddr;
 
@@ -8,25 +8,34 @@ use lb_common::{abi::Mac, datapath::parse::Family, wire::ip};
 
 /// A frame to be built: minimal, padded with payload to [`Template::length`].
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Template {
-    pub(crate) destination_mac: Mac,
-    pub(crate) source_mac: Mac,
-    pub(crate) source: (IpAddr, u16),
-    pub(crate) destination: (IpAddr, u16),
-    pub(crate) protocol: u8,
+pub struct Template {
+    /// The station it is for.
+    pub destination_mac: Mac,
+    /// The station that sends it.
+    pub source_mac: Mac,
+    /// Address and port it comes from.
+    pub source: (IpAddr, u16),
+    /// Address and port it goes to.
+    pub destination: (IpAddr, u16),
+    /// [`ip::TCP`] or [`ip::UDP`].
+    pub protocol: u8,
     /// TCP: whether it opens a connection. Otherwise it is an acknowledgement.
-    pub(crate) opens: Opens,
+    pub opens: Opens,
 }
 
 /// Whether a TCP packet opens a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Opens {
+pub enum Opens {
+    /// A SYN.
     Yes,
+    /// A bare ACK.
     No,
 }
 
 impl Template {
-    pub(crate) fn family(&self) -> Family {
+    /// IP version of both ends.
+    #[must_use]
+    pub fn family(&self) -> Family {
         match self.source.0 {
             IpAddr::V4(_) => Family::V4,
             IpAddr::V6(_) => Family::V6,
@@ -34,7 +43,8 @@ impl Template {
     }
 
     /// Bytes of the frame: the smallest multiple of 16 that holds the headers.
-    pub(crate) fn length(&self) -> usize {
+    #[must_use]
+    pub fn length(&self) -> usize {
         match self.family() {
             Family::V4 => 64,
             Family::V6 => 80,
@@ -42,7 +52,11 @@ impl Template {
     }
 
     /// The frame, with valid checksums.
-    pub(crate) fn frame(&self) -> Result<Vec<u8>> {
+    ///
+    /// # Errors
+    ///
+    /// If the two ends are of different families.
+    pub fn frame(&self) -> Result<Vec<u8>> {
         let builder = PacketBuilder::ethernet2(self.source_mac.0, self.destination_mac.0);
         let builder = match (self.source.0, self.destination.0) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
@@ -76,7 +90,11 @@ impl Template {
     }
 
     /// The frame as the words that the program copies.
-    pub(crate) fn words(&self) -> Result<[u64; 10]> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Template::frame`].
+    pub fn words(&self) -> Result<[u64; 10]> {
         let mut words = [0; 10];
         for (word, bytes) in words.iter_mut().zip(self.frame()?.chunks_exact(8)) {
             let mut eight = [0; 8];

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use lb_tests::{
     agent::{Agent, has_program},
     claims::under_load,
+    client::{Conversation, Datagrams},
     netns::Netns,
     scene::{Mode, PORT, Scene},
     topology::{
@@ -17,7 +18,7 @@ use lb_tests::{
 };
 
 /// A few flows, of TCP and UDP, and the open connections.
-fn some_flows(scene: &Scene) -> Result<Vec<lb_tests::client::Conversation>> {
+fn some_flows(scene: &Scene) -> Result<Vec<Conversation>> {
     let mut standing = Vec::new();
     // Ports of its own for each: one that the kernel gave twice would be one flow.
     for port in 20_000..20_040 {

@@ -223,7 +223,9 @@ fn iperf3(mode: Mode, reverse: &[&str]) -> Result<()> {
         "{}",
         report["end"]
     );
-    assert_eq!(lost, Some(0), "{}", report["end"]);
+    // A veth queue that the shared cores do not empty in time loses datagrams, with or without a
+    // load balancer; one that forwards wrongly loses a flow, which is all of them.
+    assert!(lost.is_some_and(|lost| lost < 300), "{}", report["end"]);
     Ok(())
 }
 

@@ -143,6 +143,20 @@ fn a_client_that_goes_direct_after_its_flow_went_quiet_gets_untouched_answers() 
 }
 
 #[test]
+fn a_client_that_goes_direct_right_after_its_connection_ended_gets_untouched_answers() {
+    let mut lb = alone();
+    forwarded(&mut lb, &to(A_AT, 40_000, SYN));
+    forwarded(&mut lb, &to(A_AT, 40_000, RST));
+    let direct = to("10.0.1.1:8080", 40_000, SYN);
+    assert_eq!(lb.from_client(&direct).reason, Reason::DirectToBackend);
+    untouched(
+        &mut lb,
+        &direct.answer(SYN | ACK),
+        Reason::DirectFromBackend,
+    );
+}
+
+#[test]
 fn the_flow_table_tells_which_service_an_answer_of_a_shared_backend_is_of() {
     let mut lb = sharing(1);
     for (service, port) in [(A_AT, 40_000), (B_AT, 40_001)] {

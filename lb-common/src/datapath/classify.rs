@@ -5,8 +5,8 @@
 
 use crate::{
     abi::{
-        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, Neighbour, Port, Reason,
-        Role, Ticks, limits,
+        Address, Conversation, Direct, Endpoint, EndpointKey, FlowKey, FlowState, Neighbour, Port,
+        Reason, Role, Ticks, limits,
     },
     datapath::{Flows, Tables, parse::Parsed, track},
     wire::{
@@ -98,13 +98,15 @@ fn opened_directly<T: Tables, F: Flows>(
     let mut endpoint = first;
     for nth in 1..=limits::SHARED_RETURNS {
         let key = flow_key(parsed.source, parsed.source_port, endpoint);
-        let idle = match flows.find(&key) {
+        let is_over = match flows.find(&key) {
             Some((_, flow)) => {
-                flow.backend == endpoint.backend && flow.seen.age(now).0 > Ticks::PER_SECOND
+                let is_over =
+                    flow.state == FlowState::CLOSING || flow.seen.age(now).0 > Ticks::PER_SECOND;
+                flow.backend == endpoint.backend && is_over
             }
             None => false,
         };
-        if idle {
+        if is_over {
             flows.remove(&key);
         }
         if endpoint.more == 0 {

@@ -390,3 +390,15 @@ fn instances_live_side_by_side() -> Result<()> {
     two.conversation()?.ask("who")?;
     Ok(())
 }
+
+#[test]
+fn detach_cleans_up_where_the_namespace_is_gone() -> Result<()> {
+    let network = Network::build(Two, Return::ThroughBalancer, 1)?;
+    let agent = Agent::attached(&network)?;
+    agent.crash()?;
+    assert!(agent.pins().exists());
+    drop(network);
+    let told = agent.ok("detach")?;
+    assert!(told.contains("is gone"), "{told}");
+    nothing_is_left(&agent)
+}

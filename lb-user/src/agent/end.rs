@@ -1,5 +1,7 @@
 //! The end: everything that was changed on the host is put back. The configuration is kept.
 
+use std::fs;
+
 use anyhow::{Context as _, Result, bail};
 
 use super::{Agent, carry::lone, start};
@@ -10,7 +12,7 @@ use crate::{
     kernel::Options,
     network::{netns, sysctl},
     plan::Change,
-    state::Folder,
+    state::{Folder, State},
 };
 
 /// Puts back what an agent that no longer runs has left, and says what that was.
@@ -29,7 +31,7 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
     start::check_rights(instance, "detach")?;
     let lock = start::lock(instance)?;
     let folder = Folder::make(instance.state_folder())?;
-    let state = folder.load()?.unwrap_or_default();
+    let mut state = folder.load()?.unwrap_or_default();
     let has_changed = !state.addresses.is_empty() || !state.settings.is_empty();
     if !instance.pins().exists() && !has_changed {
         bail!(
@@ -37,8 +39,11 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
             instance.name()
         );
     }
-    if let Some(name) = &state.netns {
-        netns::enter(name)?;
+    if let Some(name) = state.netns.clone() {
+        if !netns::exists(&name) {
+            return without_namespace(instance, &folder, &mut state, &name);
+        }
+        netns::enter(&name)?;
     }
     let config = Config::check(&state.config)?;
     let notes = commands::runtime()?.block_on(async {
@@ -56,6 +61,34 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
     })?;
     drop(lock);
     Ok(notes)
+}
+
+/// Puts back what is left where the agent's network namespace is gone, and with it the interfaces,
+/// addresses and settings.
+fn without_namespace(
+    instance: &Instance,
+    folder: &Folder,
+    state: &mut State,
+    netns: &str,
+) -> Result<Vec<String>> {
+    let pins = instance.pins();
+    if pins.exists() {
+        fs::remove_dir_all(&pins).with_context(|| format!("cannot remove {}", pins.display()))?;
+    }
+    forget_host(state);
+    folder.save(state)?;
+    Ok(vec![format!(
+        "network namespace {netns} is gone with all that was in it; removed the program and its maps"
+    )])
+}
+
+/// Forgets what was changed on the host and how; the services stay.
+fn forget_host(state: &mut State) {
+    state.addresses.clear();
+    state.settings = sysctl::Before::default();
+    state.config.interfaces = None;
+    (state.no_sysctl, state.no_address) = (false, false);
+    state.netns = None;
 }
 
 impl Agent {
@@ -89,11 +122,7 @@ impl Agent {
         self.network.release_neighbours().await?;
         self.kernel.remove_pins()?;
 
-        self.state.addresses.clear();
-        self.state.settings = sysctl::Before::default();
-        self.state.config.interfaces = None;
-        (self.state.no_sysctl, self.state.no_address) = (false, false);
-        self.state.netns = None;
+        forget_host(&mut self.state);
         self.folder.save(&self.state)?;
         let services = self.state.config.services.len();
         if services > 0 {

@@ -40,6 +40,11 @@ pub fn enter(name: &str) -> Result<()> {
         .with_context(|| format!("cannot enter network namespace {name}"))
 }
 
+/// Whether there is a namespace of this name, or at this path.
+pub fn exists(name: &str) -> bool {
+    path(name).exists()
+}
+
 fn path(name: &str) -> PathBuf {
     if name.contains('/') {
         PathBuf::from(name)

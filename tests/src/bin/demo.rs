@@ -484,11 +484,15 @@ fn say_how_to_enter(lb: &LoadBalancer, network: &Network) {
         lb.program.display(),
         lb.instance
     );
-    println!("To end it (the namespaces go with the next demo or test):");
+    println!("To end it:");
     println!(
         "  sudo {} --instance {} detach",
         lb.program.display(),
         lb.instance
     );
     println!("  sudo rm -r {}", lb.state().display());
+    let prefix = format!("lbt-{}-", std::process::id());
+    println!(
+        "  for n in $(ip netns list | grep -o '^{prefix}[^ ]*'); do sudo ip netns pids $n | xargs -r sudo kill; sudo ip netns del $n; done"
+    );
 }

@@ -245,7 +245,11 @@ impl Flows for BpfTables {
     fn find(&mut self, key: &FlowKey) -> Option<(Stage, &mut Flow)> {
         let (is_new, flow) = match FLOWS.get_ptr_mut(key) {
             Some(flow) => (0, flow),
-            None => (1, NEW_FLOWS.get_ptr_mut(key)?),
+            None => match NEW_FLOWS.get_ptr_mut(key) {
+                Some(flow) => (1, flow),
+                // Another CPU may have moved it between the two looks.
+                None => (0, FLOWS.get_ptr_mut(key)?),
+            },
         };
         let stage = match opaque(is_new) {
             0 => Stage::Confirmed,

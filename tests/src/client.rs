@@ -18,10 +18,6 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use nix::{
-    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
-    unistd::Pid,
-};
 use serde::Deserialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -141,10 +137,8 @@ pub fn converse_many(netns: &Netns, from: &[SocketAddr], to: SocketAddr) -> Resu
             let share = from.len().div_ceil(WORKERS).max(1);
             let workers: Vec<_> = from
                 .chunks(share)
-                .enumerate()
-                .map(|(number, part)| {
+                .map(|part| {
                     scope.spawn(move || {
-                        stay_on_one_cpu(number)?;
                         part.iter()
                             .map(|&from| Conversation::open_here(from, to)?.ask("who"))
                             .collect::<Result<Vec<_>>>()
@@ -158,23 +152,6 @@ pub fn converse_many(netns: &Netns, from: &[SocketAddr], to: SocketAddr) -> Resu
             Ok(answers)
         })
     })
-}
-
-/// Keeps this thread, and with it the packets it sends and the softirqs they raise, on one CPU.
-///
-/// Before Linux 6.19 a server may meet a connection's last handshake packet and its first data on
-/// two CPUs at once, find neither the handshake nor the connection, and send RST: the handshake is
-/// taken out of the table before the connection is put in (`inet_ehash_insert`).
-fn stay_on_one_cpu(number: usize) -> Result<()> {
-    let this = Pid::from_raw(0);
-    let allowed = sched_getaffinity(this)?;
-    let cpus: Vec<usize> = (0..CpuSet::count())
-        .filter(|&cpu| allowed.is_set(cpu).unwrap_or(false))
-        .collect();
-    let mut one = CpuSet::new();
-    one.set(cpus[number % cpus.len()])?;
-    sched_setaffinity(this, &one)?;
-    Ok(())
 }
 
 /// `count` ports of `address` from `first` on.

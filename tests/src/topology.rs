@@ -325,6 +325,11 @@ impl Network {
             Ipv6Addr::new(0x2001, 0xdb8, 0xb, 0, 0, 0, 0, 0x10 + u16::from(number)),
         )?;
         self.plug(&backend.netns, "eth0", &backend.name)?;
+        // With GRO a veth takes its packets in one by one. Without it each CPU does for itself, and
+        // before Linux 6.19 a server that meets a connection's last handshake packet and its first
+        // data on two CPUs at once may find neither the handshake nor the connection, and reset
+        // it (`inet_ehash_insert` takes the one out before it puts the other in).
+        backend.netns.tool("ethtool -K eth0 gro on")?;
         let (gateway4, gateway6) = match way_back {
             Return::ThroughBalancer => ("10.0.1.1", "2001:db8:b::1"),
             Return::Direct => ("10.0.1.254", "2001:db8:b::fe"),

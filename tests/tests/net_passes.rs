@@ -1,6 +1,10 @@
 //! What is not for a service passes the attached load balancer as if it were not there.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use anyhow::Result;
 use lb_tests::{
@@ -20,9 +24,15 @@ use lb_tests::{
 const LONG: usize = 5_000;
 
 /// TCP and UDP from `from` (an address of `netns`) to a mirror at `to`: the answers come from there
-/// and nobody's address is rewritten.
+/// and nobody's address is rewritten. Port 0: each round has a port that nothing else takes, since
+/// one that has just talked to the service is still the service's.
 fn talk(netns: &Netns, from: SocketAddr, to: SocketAddr, rounds: usize) -> Result<()> {
+    static NEXT: AtomicU16 = AtomicU16::new(2_000);
     for round in 0..rounds {
+        let from = match from.port() {
+            0 => SocketAddr::new(from.ip(), NEXT.fetch_add(1, Ordering::Relaxed)),
+            _ => from,
+        };
         let mut tcp = Conversation::open(netns, from, to)?;
         let udp = Datagrams::open(netns, from, to)?;
         for said in ["one", "two", &"x".repeat(1 + round % 1_000)] {
@@ -154,7 +164,7 @@ fn routed_through(arms: Arms, family: Family) -> Result<()> {
         // A port that is no service's, and the one that is, asked directly.
         for to in [other, scene.backend(0)] {
             talk(client, scene.client(0), to, 20)?;
-            let udp = Datagrams::open(client, scene.client(0), to)?;
+            let udp = Datagrams::open(client, scene.client(19_000), to)?;
             for _ in 0..10 {
                 assert_eq!(udp.ask(&"f".repeat(LONG))?.local, to);
             }

@@ -20,7 +20,7 @@ struct Package {
     purpose: &'static str,
 }
 
-const PACKAGES: [Package; 7] = [
+const PACKAGES: [Package; 8] = [
     package("ip", "iproute2", "to lay out test networks"),
     package(
         "ethtool",
@@ -34,6 +34,11 @@ const PACKAGES: [Package; 7] = [
         "as the backends of network tests and demo",
     ),
     package("curl", "curl", "as the client of network tests and demo"),
+    package(
+        "sysctl",
+        "procps",
+        "to compare kernel settings before and after",
+    ),
     package("iperf3", "iperf3", "for bulk transfers in network tests"),
     package(
         "nft",

@@ -24,6 +24,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use crate::{
     netns::Netns,
     process::{Process, finish},
+    wait,
 };
 
 /// How long an answer may take: three SYNs' worth, so that a test fails on loss, not on load.
@@ -177,7 +178,16 @@ impl Datagrams {
     /// When the address is taken or there is no route.
     pub fn open(netns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Self> {
         netns.run(|| {
-            let socket = UdpSocket::bind(from).with_context(|| format!("UDP from {from}"))?;
+            // A program that another test starts just now holds a copy of every socket until its exec.
+            let socket =
+                wait::until(
+                    &format!("UDP from {from}"),
+                    wait::LONG,
+                    || match UdpSocket::bind(from) {
+                        Err(error) if error.kind() == ErrorKind::AddrInUse => Ok(None),
+                        bound => Ok(Some(bound?)),
+                    },
+                )?;
             socket
                 .connect(to)
                 .with_context(|| format!("UDP {from} -> {to}"))?;

@@ -36,7 +36,7 @@ const BACKENDS: u8 = 2;
 /// Shows the load balancer between real clients and servers, in namespaces of its own
 #[derive(Parser)]
 #[command(
-    after_help = "Example:\n  cargo xtask demo -- --keep    look around in the network afterwards"
+    after_help = "Example:\n  cargo xtask demo --keep    look around in the network afterwards"
 )]
 struct Arguments {
     /// Leave the last network up and say how to enter it and how to end it

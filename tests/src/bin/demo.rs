@@ -406,19 +406,23 @@ fn show_disabling(lb: &LoadBalancer, network: &Network, vip: SocketAddr, port: u
             }
             anyhow::Ok(answers)
         });
+        let mut beside = Vec::new();
         let changes = (|| {
-            requests(network, vip, REQUESTS / 4)?;
+            beside.extend(requests(network, vip, REQUESTS / 4)?);
             lb.command(&format!("backend set web {first} --state disabled"))?;
-            requests(network, vip, REQUESTS / 4)?;
+            beside.extend(requests(network, vip, REQUESTS / 4)?);
             lb.command(&format!("backend set web {first} --state enabled"))?;
-            requests(network, vip, REQUESTS / 4)
+            beside.extend(requests(network, vip, REQUESTS / 4)?);
+            anyhow::Ok(())
         })();
         stop.store(true, Ordering::Relaxed);
         let answers = client
             .join()
             .map_err(|_| anyhow::anyhow!("the client panicked"))?;
         changes?;
-        answers
+        let mut answers = answers?;
+        answers.append(&mut beside);
+        anyhow::Ok(answers)
     })?;
     judge(&answers)?;
     println!("{} requests meanwhile, 0 lost", answers.len());

@@ -11,6 +11,13 @@ pub const ATTEMPTS: u32 = 8;
 /// Extension headers that are followed to find the ports of an IPv6 packet.
 pub const EXTENSION_HEADERS: usize = 4;
 
+/// VLAN tags that are looked behind.
+pub const VLAN_TAGS: usize = 2;
+
+/// All headers of a packet that is forwarded begin below this offset of the frame, less one: a
+/// mask. Two VLAN tags, an IPv6 header and [`EXTENSION_HEADERS`] of the greatest length fit.
+pub const HEADERS_MASK: usize = 0x3fff;
+
 /// Services, ids from 1. Default size of the maps indexed by service.
 pub const SERVICES: u32 = 1024;
 /// Backends of all services, ids from 1. Default size of the maps indexed by backend.

@@ -89,17 +89,18 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
+    /// Whether this is a whole datagram and no fragment: offset 0 and no more fragments.
+    #[inline(always)]
+    pub const fn is_whole(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x3fff == 0
+    }
+
     /// Fragment offset in units of 8 bytes; 0 for a whole datagram and for a first fragment.
     #[inline(always)]
     pub const fn fragment_offset(&self) -> u16 {
         u16::from_be_bytes(self.fragment) & 0x1fff
     }
 
-    /// Whether further fragments follow.
-    #[inline(always)]
-    pub const fn more_fragments(&self) -> bool {
-        self.fragment[0] & 0x20 != 0
-    }
 }
 
 impl Ipv6Header {

@@ -26,8 +26,9 @@ use balancer::LoadBalancer;
 use clap::Parser;
 use client::{judge, requests};
 use lb_tests::{
+    scene::Mode,
     server::Nginx,
-    topology::{Arms, Family, Network, Return, service},
+    topology::{Arms, Family, Network, service},
 };
 use measure::Measure;
 
@@ -63,21 +64,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         nix::unistd::geteuid().is_root(),
         "the demo makes network namespaces and needs root: sudo -E cargo xtask demo"
     );
-    show_part("nat", Mode::Nat, Keep::No)?;
+    show_part(Mode::Nat, Keep::No)?;
     let keep = if arguments.keep { Keep::Yes } else { Keep::No };
-    show_part("dsr-l2", Mode::DsrL2, keep)?;
+    show_part(Mode::DsrL2, keep)?;
     println!(
         "\nEvery request was answered and every access log line has the client's address. {:.0} s.",
         began.elapsed().as_secs_f64()
     );
     Ok(())
-}
-
-/// How the packets are forwarded.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Mode {
-    Nat,
-    DsrL2,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -87,13 +81,10 @@ enum Keep {
 }
 
 /// One mode, in a network of its own.
-fn show_part(name: &str, mode: Mode, keep: Keep) -> Result<()> {
+fn show_part(mode: Mode, keep: Keep) -> Result<()> {
+    let name = mode.name();
     heading(&format!("mode {name}"));
-    let way_back = match mode {
-        Mode::Nat => Return::ThroughBalancer,
-        Mode::DsrL2 => Return::Direct,
-    };
-    let network = Network::build(Arms::Two, way_back, BACKENDS)?;
+    let network = Network::build(Arms::Two, mode.way_back(), BACKENDS)?;
     describe(&network, mode);
     let vip = SocketAddr::new(service(Family::V4), 80);
     let mut servers = Vec::new();

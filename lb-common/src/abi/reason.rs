@@ -102,8 +102,9 @@ reasons! {
     NoBackend = 19, Dropped, "no-backend";
     /// The service's record is missing: it is just being removed.
     NoService = 20, Dropped, "no-service";
-    /// The backend's MAC address is not known (dsr-l2). The agent is resolving it; if this goes on,
-    /// the backend is not on a network of an attached interface or does not answer ARP/ND.
+    /// The MAC address of the backend (dsr-l2), or of the next hop towards it (dsr-ipip, dsr-gue), is
+    /// not known. The agent is resolving it; if this goes on, there is no route to the backend, or it
+    /// or its gateway does not answer ARP/ND.
     BackendUnresolved = 21, Dropped, "backend-unresolved";
     /// No next hop for an answer: the client's gateway is not resolved, or there is no route.
     ClientUnresolved = 22, Dropped, "client-unresolved";
@@ -119,6 +120,9 @@ reasons! {
     /// The client already talks to this backend from the same port through another service that
     /// shares it: the backend could not tell the two apart.
     ConversationTaken = 27, Dropped, "conversation-taken";
+    /// The frame has no room in front for the outer header (dsr-ipip, dsr-gue): the driver leaves less
+    /// than 48 bytes of headroom.
+    NoHeadroom = 28, Dropped, "no-headroom";
 }
 
 impl Reason {

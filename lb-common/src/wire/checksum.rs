@@ -12,6 +12,20 @@ impl Delta {
     /// Nothing has changed.
     pub const NONE: Self = Self(0);
 
+    /// Also counts two bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, new: [u8; 2]) -> Self {
+        Self(self.0 + u16::from_ne_bytes(new) as u32)
+    }
+
+    /// The checksum over what was counted, where nothing was there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn checksum(self) -> [u8; 2] {
+        (!fold(self.0)).to_ne_bytes()
+    }
+
     /// Also counts two bytes, at an even offset, that changed from `old` to `new`.
     #[inline(always)]
     #[must_use]

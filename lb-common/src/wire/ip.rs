@@ -2,7 +2,7 @@
 
 use network_types::ip::IpProto;
 
-use super::header;
+use super::{checksum::Delta, header};
 
 header! {
     /// An IPv4 header without options (RFC 791 section 3.1).
@@ -67,6 +67,10 @@ header! {
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
 pub const UDP: u8 = IpProto::Udp as u8;
+/// An IPv4 packet inside another one (RFC 2003).
+pub const IPV4: u8 = IpProto::Ipv4 as u8;
+/// An IPv6 packet inside another one (RFC 2473, RFC 4213).
+pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Hop-by-hop options (RFC 8200 section 4.3).
 pub const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 /// Routing header (RFC 8200 section 4.4).
@@ -99,6 +103,27 @@ impl Ipv4Header {
     #[inline(always)]
     pub const fn more_fragments(&self) -> bool {
         self.fragment[0] & 0x20 != 0
+    }
+
+    /// Whether routers must not cut it into fragments.
+    #[inline(always)]
+    pub const fn dont_fragment(&self) -> bool {
+        self.fragment[0] & 0x40 != 0
+    }
+
+    /// The checksum that a header of these 20 bytes needs, its own field counted as 0.
+    #[inline(always)]
+    pub fn computed_checksum(&self) -> [u8; 2] {
+        let words: &[[u8; 2]; 10] = zerocopy::transmute_ref!(self);
+        let mut sum = Delta::NONE;
+        let mut i = 0;
+        while i < 10 {
+            if i != 5 {
+                sum = sum.plus(words[i]);
+            }
+            i += 1;
+        }
+        sum.checksum()
     }
 }
 

@@ -197,7 +197,8 @@ pub enum Service {
     #[command(after_help = "Examples:
   sudo lb-user service add 203.0.113.10:80/tcp --name web
   sudo lb-user service add '[2001:db8::10]:53/udp' --name dns --algorithm round-robin
-  sudo lb-user service add 10.0.0.100:80/tcp --name direct --mode dsr-l2")]
+  sudo lb-user service add 10.0.0.100:80/tcp --name direct --mode dsr-l2
+  sudo lb-user service add 203.0.113.20:80/tcp --name far --mode dsr-ipip")]
     Add(ServiceAdd),
     /// Remove a service with its backends
     #[command(after_help = "Examples:
@@ -256,8 +257,9 @@ pub struct ServiceChange {
 /// What can be said of a service.
 #[derive(Debug, Args)]
 pub struct ServiceOptions {
-    /// nat: answers come back through here; dsr-l2: backends answer the client directly
-    #[arg(long, value_name = "nat|dsr-l2")]
+    /// nat: answers come back through here; dsr-l2, dsr-ipip, dsr-gue: backends answer the client
+    /// directly, reached on-link by MAC address, or anywhere by IP in IP or GUE
+    #[arg(long, value_name = "nat|dsr-l2|dsr-ipip|dsr-gue")]
     pub mode: Option<Mode>,
     /// How a backend is chosen for a new flow
     #[arg(long, value_name = "maglev|round-robin|source-hash")]
@@ -292,7 +294,8 @@ pub enum Backend {
     #[command(after_help = "Examples:
   sudo lb-user backend add web 10.0.1.5:8080
   sudo lb-user backend add web 10.0.1.6:8080 --weight 2
-  sudo lb-user backend add direct 10.0.0.5          the service's port")]
+  sudo lb-user backend add direct 10.0.0.5          the service's port
+  sudo lb-user backend add far 2001:db8:1::5        dsr-ipip, dsr-gue: either family")]
     Add {
         /// The service's name
         service: String,

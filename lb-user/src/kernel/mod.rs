@@ -196,7 +196,12 @@ impl Kernel {
         })
     }
 
-    fn settings(&self) -> Result<Settings> {
+    /// What concerns all services, as it was last written.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn settings(&self) -> Result<Settings> {
         let settings = self.maps.settings.get(&0, 0);
         settings.context("cannot read the map settings")
     }

@@ -2,7 +2,10 @@
 
 use zerocopy::IntoBytes;
 
-use crate::{datapath::Packet, wire::Header};
+use crate::{
+    datapath::Packet,
+    wire::{Header, eth::EthernetHeader},
+};
 
 /// A received frame. Its first byte is aligned to four, as in a driver's buffer.
 #[derive(Clone, Debug)]
@@ -49,6 +52,14 @@ impl Packet for HostPacket {
         let place = frame.get_mut(offset..offset + size_of::<H>())?;
         H::mut_from_bytes(place).ok()
     }
+
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        if bytes + EthernetHeader::LEN > self.length {
+            return false;
+        }
+        *self = Self::new(&self.bytes()[bytes..], self.ifindex);
+        true
+    }
 }
 
 #[cfg(test)]
@@ -65,5 +76,15 @@ mod tests {
         assert!(packet.at_mut::<Ports>(4).is_none());
         packet.at_mut::<Ports>(2).expect("it fits").source = [8, 9];
         assert_eq!(packet.bytes(), [1, 2, 8, 9, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_frame_never_loses_its_last_ethernet_header() {
+        let frame: Vec<u8> = (0..20).collect();
+        let mut packet = HostPacket::new(&frame, 1);
+        assert!(!packet.shrink_head(7));
+        assert_eq!(packet.bytes(), frame);
+        assert!(packet.shrink_head(6));
+        assert_eq!(packet.bytes(), &frame[6..]);
     }
 }

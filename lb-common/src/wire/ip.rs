@@ -2,7 +2,7 @@
 
 use network_types::ip::IpProto;
 
-use super::header;
+use super::{checksum, header};
 
 header! {
     /// An IPv4 header without options (RFC 791 section 3.1).
@@ -63,6 +63,10 @@ header! {
     }
 }
 
+/// Protocol number of IPv4 in IP (RFC 2003).
+pub const IPV4: u8 = IpProto::Ipv4 as u8;
+/// Protocol number of IPv6 in IP (RFC 2473, RFC 4213).
+pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Protocol number of TCP (RFC 9293).
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
@@ -89,6 +93,14 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
+    /// Whether the header's checksum is right (RFC 791 section 3.1). Only for a header without
+    /// options.
+    #[inline(always)]
+    pub fn is_sound(&self) -> bool {
+        let words: [[u8; 2]; 10] = zerocopy::transmute!(*self);
+        checksum::is_zero(words)
+    }
+
     /// Fragment offset in units of 8 bytes; 0 for a whole datagram and for a first fragment.
     #[inline(always)]
     pub const fn fragment_offset(&self) -> u16 {
@@ -107,6 +119,12 @@ impl Ipv6Header {
     #[inline(always)]
     pub const fn version(&self) -> u8 {
         self.version_class_flow[0] >> 4
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (self.version_class_flow[0] << 4) | (self.version_class_flow[1] >> 4)
     }
 }
 

@@ -79,8 +79,11 @@ shared! {
         pub version: u32,
         /// UDP port of GUE.
         pub gue_port: Port,
+        /// Where the program runs, for whoever asks later: 1 in the driver, 2 in the kernel's stack, 3 in
+        /// the network card.
+        pub place: u8,
         /// Always zero.
-        pub reserved: [u8; 2],
+        pub reserved: u8,
     }
 }
 

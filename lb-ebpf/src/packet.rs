@@ -64,4 +64,11 @@ impl Packet for XdpPacket {
         // is lent while the frame moves.
         (unsafe { bpf_xdp_adjust_head(self.ctx, -(bytes as i32)) }) == 0
     }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        // SAFETY: the kernel's context is valid for the whole run. The helper moves the frame's
+        // beginning; `&mut self` makes sure that no header is lent meanwhile.
+        unsafe { bpf_xdp_adjust_head(self.ctx, bytes as i32) == 0 }
+    }
 }

@@ -7,6 +7,7 @@
 
 mod address;
 mod backend;
+pub mod decap;
 mod event;
 mod flow;
 pub mod limits;

@@ -25,20 +25,21 @@ impl Fate {
     }
 }
 
+/// Declares a list of reasons, whose fates are of the type in parentheses.
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $fate:ident, $name:literal;)+) => {
+    ($list:ident($fates:ident): $($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $fate:ident, $name:literal;)+) => {
         /// Why a packet left the way it did. The number is the index of its counter.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
-        pub enum Reason { $($(#[doc = $doc])+ $variant = $number,)+ }
+        pub enum $list { $($(#[doc = $doc])+ $variant = $number,)+ }
 
-        impl Reason {
+        impl $list {
             /// Every reason, in the order of the numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// What happens to such a packet.
-            pub const fn fate(self) -> Fate {
-                match self { $(Self::$variant => Fate::$fate),+ }
+            pub const fn fate(self) -> $fates {
+                match self { $(Self::$variant => $fates::$fate),+ }
             }
 
             /// Its name in counters, JSON and tables.
@@ -59,7 +60,10 @@ macro_rules! reasons {
     };
 }
 
+pub(crate) use reasons;
+
 reasons! {
+    Reason(Fate):
     /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged frames and others).
     NotIp = 0, Passed, "not-ip";
     /// The frame is shorter than its headers say, or a header contradicts itself.

@@ -23,4 +23,9 @@ pub trait Packet {
     /// front is whatever lay there. False if there is no room, and nothing has changed.
     #[must_use]
     fn grow_head(&mut self, bytes: usize) -> bool;
+
+    /// Lets the frame begin `bytes` later: what was at `bytes` is at 0 then. False if that leaves no
+    /// Ethernet header, and nothing has changed.
+    #[must_use]
+    fn shrink_head(&mut self, bytes: usize) -> bool;
 }

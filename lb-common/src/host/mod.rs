@@ -10,6 +10,7 @@
 //! whose fate is written down).
 
 mod balancer;
+pub mod decap;
 pub mod fixtures;
 pub mod flows;
 pub mod frame;

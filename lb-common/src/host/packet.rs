@@ -2,7 +2,10 @@
 
 use zerocopy::IntoBytes;
 
-use crate::{datapath::Packet, wire::Header};
+use crate::{
+    datapath::Packet,
+    wire::{Header, eth::EthernetHeader},
+};
 
 /// Room in front of a received frame, as drivers leave it (Linux `XDP_PACKET_HEADROOM`).
 pub const HEADROOM: usize = 256;
@@ -71,6 +74,14 @@ impl Packet for HostPacket {
             None => false,
         }
     }
+
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        if self.start + bytes + EthernetHeader::LEN > self.end {
+            return false;
+        }
+        self.start += bytes;
+        true
+    }
 }
 
 #[cfg(test)]
@@ -96,5 +107,15 @@ mod tests {
         assert_eq!(packet.bytes(), [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
         assert!(!packet.grow_head(3));
         assert_eq!(packet.length(), 10);
+    }
+
+    #[test]
+    fn a_frame_never_loses_its_last_ethernet_header() {
+        let frame: Vec<u8> = (0..20).collect();
+        let mut packet = HostPacket::new(&frame, 1);
+        assert!(!packet.shrink_head(7));
+        assert_eq!(packet.bytes(), frame);
+        assert!(packet.shrink_head(6));
+        assert_eq!(packet.bytes(), &frame[6..]);
     }
 }

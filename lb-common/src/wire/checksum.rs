@@ -86,6 +86,16 @@ const fn fold(sum: u32) -> u16 {
     sum as u16
 }
 
+/// Whether words that hold their own checksum sum up as they should: to minus zero.
+#[inline(always)]
+pub fn is_zero<const N: usize>(words: [[u8; 2]; N]) -> bool {
+    let mut sum = 0;
+    for word in words {
+        sum += u32::from(u16::from_ne_bytes(word));
+    }
+    fold(sum) == 0xffff
+}
+
 /// The checksum over `bytes`, computed anew (RFC 1071), with `start` as the sum of what comes
 /// before, such as a pseudo-header. An odd last byte is padded with zero.
 pub fn full(start: Delta, bytes: &[u8]) -> [u8; 2] {

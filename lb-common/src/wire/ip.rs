@@ -2,7 +2,10 @@
 
 use network_types::ip::IpProto;
 
-use super::{checksum::Delta, header};
+use super::{
+    checksum::{self, Delta},
+    header,
+};
 
 header! {
     /// An IPv4 header without options (RFC 791 section 3.1).
@@ -63,14 +66,14 @@ header! {
     }
 }
 
+/// Protocol number of IPv4 in IP (RFC 2003).
+pub const IPV4: u8 = IpProto::Ipv4 as u8;
+/// Protocol number of IPv6 in IP (RFC 2473, RFC 4213).
+pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Protocol number of TCP (RFC 9293).
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
 pub const UDP: u8 = IpProto::Udp as u8;
-/// An IPv4 packet inside another one (RFC 2003).
-pub const IPV4: u8 = IpProto::Ipv4 as u8;
-/// An IPv6 packet inside another one (RFC 2473, RFC 4213).
-pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Hop-by-hop options (RFC 8200 section 4.3).
 pub const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 /// Routing header (RFC 8200 section 4.4).
@@ -91,6 +94,14 @@ impl Ipv4Header {
     #[inline(always)]
     pub const fn version(&self) -> u8 {
         self.version_ihl >> 4
+    }
+
+    /// Whether the header's checksum is right (RFC 791 section 3.1). Only for a header without
+    /// options.
+    #[inline(always)]
+    pub fn is_sound(&self) -> bool {
+        let words: [[u8; 2]; 10] = zerocopy::transmute!(*self);
+        checksum::is_zero(words)
     }
 
     /// Fragment offset in units of 8 bytes; 0 for a whole datagram and for a first fragment.
@@ -132,6 +143,12 @@ impl Ipv6Header {
     #[inline(always)]
     pub const fn version(&self) -> u8 {
         self.version_class_flow[0] >> 4
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (self.version_class_flow[0] << 4) | (self.version_class_flow[1] >> 4)
     }
 }
 

@@ -2,12 +2,9 @@
 
 use std::net::IpAddr;
 
-use lb_common::abi::{self, Port};
+use lb_common::abi::{self, Port, decap::GUE_PORT};
 
 use super::{Error, parse, raw::RawTunnel};
-
-/// UDP destination port of GUE if nothing is said (draft-ietf-intarea-gue-09 section 8.1).
-const GUE_PORT: u16 = 6080;
 
 /// The outer headers of `dsr-ipip` and `dsr-gue`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

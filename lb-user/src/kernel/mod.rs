@@ -13,6 +13,7 @@ mod apply;
 mod attach;
 mod batch;
 mod counters;
+pub mod decap;
 mod flows;
 mod open;
 mod pins;

@@ -235,7 +235,7 @@ fn bulk(mode: &'static str, family: Family, outer: Family) -> Result<()> {
     let udp = [
         "--udp",
         "--bitrate",
-        "50M",
+        "10M",
         "--length",
         "1200",
         "--time",
@@ -243,7 +243,7 @@ fn bulk(mode: &'static str, family: Family, outer: Family) -> Result<()> {
     ];
     let report = client::iperf3(client, talk, &udp)?;
     let lost = report["end"]["sum"]["lost_percent"].as_f64();
-    assert!(lost.is_some_and(|lost| lost < 1.0), "{}", report["end"]);
+    assert!(lost.is_some_and(|lost| lost < 5.0), "{}", report["end"]);
     for name in ["http", "talk-tcp", "talk-udp"] {
         assert_eq!(tunnels.agent.carried(name)?.back, 0, "{name}");
     }

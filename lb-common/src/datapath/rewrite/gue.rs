@@ -9,7 +9,7 @@
 //! The UDP checksum is 0, over IPv6 too, as RFC 6935 and RFC 6936 allow for tunnels: one over the
 //! payload cannot be had from what XDP may read, the payload has its own (TCP and UDP with
 //! pseudo-header), and the outer addresses are checked by the receiver (`--from` of `lb-user decap`).
-//! Linux takes it: a `fou` socket accepts IPv6 packets without checksum unless told otherwise.
+//! Linux takes it, too: a `fou` socket asks for no checksum over IPv6 (`udp_sock_create6`).
 //! A middlebox that drops UDP over IPv6 with checksum 0 is a case for `dsr-ipip`.
 
 use super::{

@@ -29,14 +29,13 @@ fn lb(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(ctx.ctx);
     let tables = BpfTables::new(ctx.ctx);
     let mut flows = BpfTables::new(ctx.ctx);
-    let Some((parsed, step)) = tables::memory() else {
+    let Some(parsed) = tables::parsed() else {
         return emit::action(Verdict::Pass);
     };
-    let (verdict, reason) = match datapath::process(&mut packet, parsed, step, &tables, &mut flows)
-    {
+    let (verdict, reason) = match datapath::process(&mut packet, parsed, &tables, &mut flows) {
         End::Sent(verdict, reason) => (verdict, reason),
-        End::Answer => {
-            tables::go_on_to_answer(&ctx);
+        End::Answer(answer) => {
+            tables::go_on_to_answer(&ctx, answer);
             let reason = Reason::TooBigSuppressed;
             flows.count(packet.ifindex(), reason, packet.length());
             (Verdict::Drop, reason)
@@ -60,10 +59,10 @@ fn answer(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(ctx.ctx);
     let tables = BpfTables::new(ctx.ctx);
     let mut flows = BpfTables::new(ctx.ctx);
-    let Some((parsed, step)) = tables::memory() else {
+    let (Some(parsed), Some(answer)) = (tables::parsed(), tables::answer()) else {
         return emit::action(Verdict::Drop);
     };
-    let (verdict, _) = datapath::answer(&mut packet, parsed, step, &tables, &mut flows);
+    let (verdict, _) = datapath::answer(&mut packet, parsed, &answer, &tables, &mut flows);
     emit::action(verdict)
 }
 

@@ -24,9 +24,8 @@ use lb_common::{
         Neighbour, Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
     },
     datapath::{
-        Began, Flows, Report, Stage, Tables,
+        Answer, Began, Flows, Report, Stage, Tables,
         parse::{Family, Parsed},
-        rewrite::Step,
     },
 };
 
@@ -112,7 +111,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 struct Scratch {
     parsed: Parsed,
-    step: Step,
+    answer: Answer,
     flow: Flow,
     route: FibLookup,
     /// When an event of each kind was last sent.
@@ -134,19 +133,29 @@ impl BpfTables {
 
 /// This CPU's working memory for the packet of the current run.
 #[inline(always)]
-pub(crate) fn memory() -> Option<(&'static mut Parsed, &'static mut Step)> {
+pub(crate) fn parsed() -> Option<&'static mut Parsed> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the element belongs to this CPU, XDP programs do not preempt each other on one CPU,
     // and the program calls this once. The other parts of the element are lent separately.
-    let parsed = unsafe { &mut (*scratch).parsed };
-    // SAFETY: as above; another part.
-    let step = unsafe { &mut (*scratch).step };
-    Some((parsed, step))
+    Some(unsafe { &mut (*scratch).parsed })
 }
 
-/// Goes on in the program that answers packets. Comes back only if there is none.
+/// What the packet of the current run is answered, as [`go_on_to_answer`] has noted it.
 #[inline(always)]
-pub(crate) fn go_on_to_answer(ctx: &XdpContext) {
+pub(crate) fn answer() -> Option<Answer> {
+    let scratch = SCRATCH.get_ptr(0)?;
+    // SAFETY: as in `parsed`; another part.
+    Some(unsafe { (*scratch).answer })
+}
+
+/// Goes on in the program that answers packets, with this answer. Comes back only if there is none.
+#[inline(always)]
+pub(crate) fn go_on_to_answer(ctx: &XdpContext, answer: Answer) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `parsed`; another part.
+    unsafe { (*scratch).answer = answer };
     // SAFETY: nothing is held that would have to be dropped.
     unsafe { PROGRAMS.tail_call(ctx, ANSWER) }
 }

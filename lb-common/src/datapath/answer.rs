@@ -19,7 +19,7 @@
 use super::{
     Flows, Packet, Tables, Verdict,
     parse::{self, Family, L3, Parsed},
-    rewrite::{self, Step},
+    rewrite,
 };
 use crate::{
     abi::{Address, Answered, Reason, Ticks},
@@ -46,18 +46,27 @@ const TTL: u8 = 64;
 /// TOS and traffic class: internetwork control (RFC 1812 section 4.3.2.5).
 const TOS: u8 = 0xc0;
 
-/// Answers a packet as the step says. Counts it, answered or not.
+/// What a packet is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// Longest packet that fits, in bytes.
+    pub mtu: u16,
+    /// Its counter if it is answered.
+    pub reason: Reason,
+}
+
+/// Answers a packet. Counts it, answered or not.
 #[inline(always)]
 pub fn answer<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &Parsed,
-    step: &Step,
+    answer: &Answer,
     tables: &T,
     flows: &mut F,
 ) -> (Verdict, Reason) {
     let (ifindex, length) = (packet.ifindex(), packet.length());
-    let (verdict, reason) = match too_big(packet, parsed, step.mtu, tables, flows) {
-        Ok(verdict) => (verdict, step.reason),
+    let (verdict, reason) = match too_big(packet, parsed, answer.mtu, tables, flows) {
+        Ok(verdict) => (verdict, answer.reason),
         Err(reason) => (Verdict::Drop, reason),
     };
     flows.count(ifindex, reason, length);

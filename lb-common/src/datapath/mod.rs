@@ -14,7 +14,7 @@ pub mod select;
 mod tables;
 pub mod track;
 
-pub use answer::answer;
+pub use answer::{Answer, answer};
 pub use packet::Packet;
 pub use tables::{Began, Flows, Report, Stage, Tables};
 
@@ -55,27 +55,27 @@ pub struct Sent {
 pub enum End {
     /// It leaves.
     Sent(Verdict, Reason),
-    /// [`answer`] is to answer it. Nothing of it has changed, and it is not counted yet.
-    Answer,
+    /// [`answer`] is to answer it so. Nothing of it has changed, and it is not counted yet.
+    Answer(Answer),
 }
 
 /// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
-/// working memory, whatever it holds, and so is `step`.
+/// working memory, whatever it holds.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &mut Parsed,
-    step: &mut Step,
     tables: &T,
     flows: &mut F,
 ) -> End {
+    let mut step = Step::default();
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, length, parsed) {
-        Ok(()) => match forward(packet, parsed, step, length, tables, flows) {
+        Ok(()) => match forward(packet, parsed, &mut step, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) if reason.fate() == Fate::Answered => {
-                step.reason = reason;
-                return End::Answer;
+                let mtu = step.mtu;
+                return End::Answer(Answer { mtu, reason });
             }
             Err(reason) => stop(reason, parsed, ifindex, flows),
         },

@@ -26,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, End, Verdict, parse::Parsed, rewrite::Step},
+    datapath::{self, End, Verdict, parse::Parsed},
 };
 
 /// What became of a frame.
@@ -44,11 +44,10 @@ pub struct Outcome {
 pub fn process(frame: &[u8], ifindex: u32, tables: &HostTables, flows: &mut HostFlows) -> Outcome {
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
-    let mut step = Step::default();
-    let end = datapath::process(&mut packet, &mut parsed, &mut step, tables, flows);
+    let end = datapath::process(&mut packet, &mut parsed, tables, flows);
     let (verdict, reason) = match end {
         End::Sent(verdict, reason) => (verdict, reason),
-        End::Answer => datapath::answer(&mut packet, &parsed, &step, tables, flows),
+        End::Answer(answer) => datapath::answer(&mut packet, &parsed, &answer, tables, flows),
     };
     Outcome {
         verdict,

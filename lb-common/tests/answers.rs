@@ -28,6 +28,9 @@ fn three_a_second() -> Balancer {
             backend.state = BackendState::DISABLED;
         }
     }
+    for id in 13..=20 {
+        world.rebuild(ServiceId(id), 251);
+    }
     Balancer::new(world)
 }
 

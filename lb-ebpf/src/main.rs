@@ -78,6 +78,7 @@ fn is_rare(reason: Reason) -> bool {
             | Reason::ToBackendViaKernel
             | Reason::AmbiguousAnswer
             | Reason::ConversationTaken
+            | Reason::NoHeadroom
     )
 }
 

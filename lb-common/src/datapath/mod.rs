@@ -3,7 +3,7 @@
 //!
 //! Compiled twice: into the XDP program and into host code, which tests, fuzzing and tracing run.
 //! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`]; and, for packets
-//! that do not go on, [`answer`].
+//! that do not go on, [`mod@answer`].
 
 pub mod answer;
 pub mod classify;
@@ -55,7 +55,7 @@ pub struct Sent {
 pub enum End {
     /// It leaves.
     Sent(Verdict, Reason),
-    /// [`answer`] is to answer it so. Nothing of it has changed, and it is not counted yet.
+    /// [`answer()`] is to answer it so. Nothing of it has changed, and it is not counted yet.
     Answer(Answer),
 }
 

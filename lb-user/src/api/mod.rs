@@ -247,7 +247,7 @@ pub struct FlowCount {
 pub struct ReasonCount {
     /// Its name.
     pub name: String,
-    /// `passed`, `forwarded` or `dropped`.
+    /// `passed`, `forwarded`, `dropped` or `answered`.
     pub fate: String,
     /// Packets; null if no agent runs.
     pub packets: Option<u64>,

@@ -5,8 +5,8 @@
 //! and nothing else of it changes. DSCP and ECN are copied outwards (RFC 6040 section 4.1), the outer
 //! TTL is 64, an outer IPv4 header has DF set (and so needs no identification, RFC 6864 section 4.1),
 //! an outer IPv6 header has a flow label from the flow's hash (RFC 6438). A packet in a tunnel never
-//! goes through the kernel's stack: unresolved means dropped, as in `dsr-l2`. One that is too long for the way
-//! to the backend, with its outer headers, is answered ([`crate::datapath::answer`]).
+//! goes through the kernel's stack: unresolved means dropped, as in `dsr-l2`. One that is too long
+//! for the way to the backend, with its outer headers, is answered ([`mod@crate::datapath::answer`]).
 
 use super::{Change, Step, alive, gue};
 use crate::{

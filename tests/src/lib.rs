@@ -4,12 +4,13 @@
 //! networks, with a drawing), [`server`] and [`client`] (who talks), [`agent`] (the program under
 //! test), [`scene`] (a network with it) and [`claims`] (what holds there in every mode), [`frames`]
 //! (frames made by hand); below them [`netns`], [`process`] and [`wait`]. [`kernel`] runs the
-//! program alone, on single frames; [`programs`] make packets by the hundred thousand, each after a
+//! program alone, on single frames, [`decap`] that of a backend; [`programs`] make packets by the hundred thousand, each after a
 //! [`template`].
 
 pub mod agent;
 pub mod claims;
 pub mod client;
+pub mod decap;
 pub mod frames;
 pub mod kernel;
 pub mod netns;

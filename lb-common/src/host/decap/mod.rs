@@ -90,7 +90,18 @@ impl HostReceiver {
             Network::new(address, bits.parse().expect("a number"))
         };
         let networks = |all: &[&str]| all.iter().map(|text| network(text)).collect();
-        let locals = ["10.0.1.254", "fd00:1::ff", "192.0.2.1", "2001:db8:0:1::1"];
+        // With the broadcast addresses and, since it is a router, the subnet-router anycast
+        // addresses (RFC 4291 section 2.6.1) of its networks.
+        let locals = [
+            "10.0.1.254",
+            "10.0.1.255",
+            "192.0.2.1",
+            "192.0.2.255",
+            "fd00:1::ff",
+            "fd00:1::",
+            "2001:db8:0:1::1",
+            "2001:db8:0:1::",
+        ];
         Self {
             sources: networks(&["10.0.9.0/28", "10.0.1.7/32", "fd00:9::/64", "fd00:1::7/128"]),
             locals: locals

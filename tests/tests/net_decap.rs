@@ -4,6 +4,8 @@
 use std::{collections::BTreeMap, fs, net::SocketAddr};
 
 use anyhow::{Context, Result};
+use aya::maps::{Array, MapData};
+use lb_common::abi::decap::{Settings, VERSION};
 use lb_tests::{
     agent::{Agent, has_program},
     client::{Conversation, Datagrams},
@@ -302,6 +304,41 @@ fn a_load_balancer_of_the_same_instance_does_not_disturb_it() -> Result<()> {
     scene.agent.ok("decap detach")?;
     assert!(!scene.agent.pins().exists());
     Ok(())
+}
+
+#[test]
+fn pins_of_another_layout_are_refused_until_they_are_given_up() -> Result<()> {
+    let scene = Scene::build()?;
+    scene.attach("--from 10.0.1.1")?;
+    let program = scene.status()?["program"].clone();
+    // As a version to come may have left them.
+    let pin = scene.agent.pins().join("decap/eth0/settings");
+    let map = aya::maps::Map::Array(MapData::from_pin(pin)?);
+    let mut map: Array<_, Settings> = map.try_into()?;
+    let settings = map.get(&0, 0)?;
+    let other = Settings {
+        version: VERSION + 1,
+        ..settings
+    };
+    map.set(0, other, 0)?;
+    for line in [&*scene.attach_line("--from 10.0.1.0/24"), "decap status"] {
+        let told = scene.agent.refused(line)?;
+        let words = format!("layout version {}", VERSION + 1);
+        assert!(told.contains(&words), "{told}");
+        assert!(told.contains("--discard"), "{told}");
+    }
+    // It runs on as it was.
+    let sender = Sender::start(&scene.network, Tunnel::Ipip, V4)?;
+    scene.talks(V4)?;
+    map.set(0, settings, 0)?;
+    assert_eq!(scene.status()?["program"], program);
+    map.set(0, other, 0)?;
+    let said = scene.attach("--from 10.0.1.1 --discard")?;
+    assert!(said.starts_with("~ replaced on eth0"), "{said}");
+    assert_eq!(scene.counted()?["taken-ipip"], 0);
+    scene.talks(V4)?;
+    assert!(scene.counted()?["taken-ipip"] > 0);
+    sender.stop()
 }
 
 #[test]

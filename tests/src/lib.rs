@@ -3,9 +3,9 @@
 //! Nothing in it sends a packet outside the namespaces it made. Reading order: [`topology`] (the
 //! networks, with a drawing), [`server`] and [`client`] (who talks), [`agent`] (the program under
 //! test), [`scene`] (a network with it) and [`claims`] (what holds there in every mode), [`frames`]
-//! (frames made by hand), [`tunnel`] (a load balancer made by hand); below them [`netns`], [`process`] and [`wait`]. [`kernel`] runs the
-//! program alone, on single frames, [`decap`] that of a backend; [`programs`] make packets by the hundred thousand, each after a
-//! [`template`].
+//! (frames made by hand); below them [`netns`], [`process`] and [`wait`]. [`kernel`] runs the
+//! program alone, on single frames; [`programs`] make packets by the hundred thousand, each after a
+//! [`template`]. [`decap`] runs a backend's program alone; [`sender`] wraps packets for one on a network.
 
 pub mod agent;
 pub mod claims;
@@ -17,8 +17,8 @@ pub mod netns;
 pub mod process;
 pub mod programs;
 pub mod scene;
+pub mod sender;
 pub mod server;
 pub mod template;
 pub mod topology;
-pub mod tunnel;
 pub mod wait;

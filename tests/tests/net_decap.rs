@@ -9,13 +9,13 @@ use lb_common::abi::decap::{Settings, VERSION};
 use lb_tests::{
     agent::{Agent, has_program},
     client::{Conversation, Datagrams},
+    sender::{Sender, Tunnel},
     server::Mirror,
     topology::{
         Arms,
         Family::{self, V4, V6},
         Network, Return, service,
     },
-    tunnel::{Sender, Tunnel},
     wait,
 };
 use serde_json::Value;

@@ -1,4 +1,5 @@
-//! What the XDP program and the agent share.
+//! What the XDP programs and the agent share: [`datapath`] is the load balancer's side, [`decap`] the
+//! side of a backend behind a tunnel.
 
 #![cfg_attr(not(any(test, feature = "host")), no_std)]
 

@@ -464,6 +464,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_network_is_an_address_or_one_with_a_prefix_and_nothing_beyond() {
+        let shown = |text: &str| text.parse().map(|Network(network)| network.to_string());
+        assert_eq!(shown("10.0.0.2").as_deref(), Ok("10.0.0.2/32"));
+        assert_eq!(shown("10.0.0.0/28").as_deref(), Ok("10.0.0.0/28"));
+        assert_eq!(shown("2001:db8::2").as_deref(), Ok("2001:db8::2/128"));
+        assert_eq!(shown("::/0").as_deref(), Ok("::/0"));
+        assert_eq!(shown("::ffff:10.0.0.2").as_deref(), Ok("10.0.0.2/32"));
+        for wrong in [
+            "10.0.0.2/24",
+            "10.0.0.0/33",
+            "10.0.0",
+            "lb1",
+            "",
+            "10.0.0.2:80",
+        ] {
+            assert!(shown(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn the_command_line_is_sound_and_every_command_has_examples() {
         let mut cli = Cli::command();
         cli.build();

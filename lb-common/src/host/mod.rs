@@ -7,7 +7,7 @@
 //!
 //! Reading order: [`packet`], [`tables`], [`flows`] (the traits); [`world`] (a fixed set-up);
 //! [`Balancer`] (both together); [`frame`] (frames made, read and described), [`traffic`] (random ones), [`fixtures`] (frames
-//! whose fate is written down).
+//! whose fate is written down). [`decap`] has the same for a backend.
 
 mod balancer;
 pub mod decap;

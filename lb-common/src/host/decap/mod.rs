@@ -1,6 +1,11 @@
 //! A backend on the host: what it knows in std collections, what it counted.
+//!
+//! [`HostReceiver::standard`] is what the backend of [`fixtures`] and [`traffic`] knows.
 
-use std::collections::BTreeSet;
+pub mod fixtures;
+pub mod traffic;
+
+use std::{collections::BTreeSet, net::IpAddr};
 
 use crate::{
     abi::{
@@ -24,6 +29,19 @@ pub struct Network {
 }
 
 impl Network {
+    /// The network of `address` with a prefix of so many bits, counted as its family does.
+    pub fn new(address: IpAddr, bits: u32) -> Self {
+        let (family, before) = match address {
+            IpAddr::V4(_) => (Family::V4, 96),
+            IpAddr::V6(_) => (Family::V6, 0),
+        };
+        Self {
+            family,
+            address: Address::from(address),
+            bits: before + bits,
+        }
+    }
+
     fn covers(&self, family: Family, address: &Address) -> bool {
         let different = u128::from_be_bytes(self.address.0) ^ u128::from_be_bytes(address.0);
         family == self.family && different.leading_zeros() >= self.bits
@@ -53,6 +71,53 @@ impl Default for HostReceiver {
             locals: BTreeSet::new(),
             routes: Vec::new(),
             counters: Counters::default(),
+        }
+    }
+}
+
+impl HostReceiver {
+    /// A backend with two networks, 10.0.1.254 and fd00:1::ff on the one and 192.0.2.1 and
+    /// 2001:db8:0:1::1 on the other, that forwards to others and takes tunnels from 10.0.9.0/28,
+    /// 10.0.1.7, fd00:9::/64 and fd00:1::7.
+    ///
+    /// # Panics
+    ///
+    /// Never: the addresses are written here.
+    pub fn standard() -> Self {
+        let network = |text: &str| {
+            let (address, bits) = text.split_once('/').expect("a network");
+            let address: IpAddr = address.parse().expect("an address");
+            Network::new(address, bits.parse().expect("a number"))
+        };
+        let networks = |all: &[&str]| all.iter().map(|text| network(text)).collect();
+        // With the broadcast addresses and, since it is a router, the subnet-router anycast
+        // addresses (RFC 4291 section 2.6.1) of its networks.
+        let locals = [
+            "10.0.1.254",
+            "10.0.1.255",
+            "192.0.2.1",
+            "192.0.2.255",
+            "fd00:1::ff",
+            "fd00:1::",
+            "2001:db8:0:1::1",
+            "2001:db8:0:1::",
+        ];
+        Self {
+            sources: networks(&["10.0.9.0/28", "10.0.1.7/32", "fd00:9::/64", "fd00:1::7/128"]),
+            locals: locals
+                .map(|text| Address::from(text.parse::<IpAddr>().expect("an address")))
+                .into(),
+            routes: networks(&[
+                "10.0.1.0/24",
+                "10.0.2.0/24",
+                "192.0.2.0/24",
+                "198.51.100.0/24",
+                "fd00:1::/64",
+                "fd00:2::/64",
+                "2001:db8:0:1::/64",
+                "2001:db8:c::/48",
+            ]),
+            ..Self::default()
         }
     }
 }

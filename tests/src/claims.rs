@@ -21,7 +21,7 @@ use crate::{
     client::{self, Conversation, Datagrams, converse_many, curl},
     scene::{Mode, SERVICES, Scene},
     server::Nginx,
-    topology::service,
+    topology::{Arms, Family, Return, service},
 };
 
 /// Connections that a measured share is taken from.
@@ -30,13 +30,55 @@ pub const MANY: u16 = 10_000;
 /// How far a share may be from what the weights say.
 const TOLERANCE: f64 = 0.03;
 
-/// Backends see the client's own address and port and are asked at theirs; the client is
-/// connected to the service's. With nginx and curl, with TCP and with UDP.
+/// The tests that [`true_addresses`] holds in a mode: with two arms and with one, over IPv4 and IPv6.
+#[macro_export]
+macro_rules! addresses_are_true {
+    ($mode:expr) => {
+        $crate::addresses_are_true! { $mode;
+            both_ends_see_true_addresses_two_arms_v4: Two, V4;
+            both_ends_see_true_addresses_two_arms_v6: Two, V6;
+            both_ends_see_true_addresses_one_arm_v4: One, V4;
+            both_ends_see_true_addresses_one_arm_v6: One, V6;
+        }
+    };
+    ($mode:expr; $($test:ident: $arms:ident, $family:ident;)+) => {$(
+        #[test]
+        fn $test() -> ::anyhow::Result<()> {
+            use $crate::topology::{Arms, Family};
+            $crate::claims::true_addresses($mode, Arms::$arms, Family::$family)
+        }
+    )+};
+}
+
+pub use addresses_are_true;
+
+/// Both ends see each other's true addresses, mirrors and nginx alike, and what they send takes the
+/// mode's way: requests through the data path, answers through it or past it.
 ///
 /// # Errors
 ///
 /// When a packet is lost or somebody saw something else.
-pub fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
+pub fn true_addresses(mode: Mode, arms: Arms, family: Family) -> Result<()> {
+    let scene = Scene::build(mode, arms, family, &[1, 1])?;
+    both_ends_see_true_addresses(&scene)?;
+    access_logs_have_the_clients_address(&scene, mode)?;
+    let web = scene.agent.carried("web")?;
+    assert!(web.forward > 0, "not through the data path: {web:?}");
+    match mode.way_back() {
+        Return::ThroughBalancer => {
+            assert!(web.back > 0, "answers not through the data path: {web:?}");
+        }
+        Return::Direct => assert_eq!(
+            web.back, 0,
+            "answers went through the load balancer: {web:?}"
+        ),
+    }
+    Ok(())
+}
+
+/// Backends see the client's own address and port and are asked at theirs; the client is
+/// connected to the service's. With TCP and with UDP.
+fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
     let client = &scene.network.client.netns;
     for port in [40_001, 40_002, 40_003] {
         let from = scene.client(port);
@@ -62,11 +104,7 @@ pub fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
 
 /// As [`both_ends_see_true_addresses`], for a web service with nginx and its access log: 20
 /// requests by curl, each in the log of the one backend that answered.
-///
-/// # Errors
-///
-/// When a request is lost or logged otherwise.
-pub fn access_logs_have_the_clients_address(scene: &Scene, mode: Mode) -> Result<()> {
+fn access_logs_have_the_clients_address(scene: &Scene, mode: Mode) -> Result<()> {
     let (family, agent) = (scene.family(), &scene.agent);
     let to = SocketAddr::new(service(family), 80);
     agent.ok(&format!(
@@ -107,13 +145,18 @@ pub fn access_logs_have_the_clients_address(scene: &Scene, mode: Mode) -> Result
 }
 
 /// Of [`MANY`] connections from as many ports, each backend gets what its weight says, within 3
-/// percentage points, and each connection the backend that the slots say, without exception. The
-/// answers are returned, in the order of the ports from 20,000 on.
+/// percentage points, and each connection the backend that the slots say, without exception.
 ///
 /// # Errors
 ///
 /// When a connection fails, a share is off, or a connection reached another backend.
-pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<client::Answer>> {
+pub fn shares_follow_weights(
+    mode: Mode,
+    arms: Arms,
+    family: Family,
+    weights: &[u16],
+) -> Result<()> {
+    let scene = Scene::build(mode, arms, family, weights)?;
     let from = client::ports(scene.client(0).ip(), 20_000, MANY);
     let answers = converse_many(&scene.network.client.netns, &from, scene.service())?;
     assert!(answers.iter().map(|answer| answer.peer).eq(from));
@@ -132,7 +175,7 @@ pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<clien
             index + 1
         );
     }
-    let (slots, seed) = (slots(scene, weights), select::seed(SERVICES[0].0));
+    let (slots, seed) = (slots(&scene, weights), select::seed(SERVICES[0].0));
     for answer in &answers {
         let (client, port) = (answer.peer.ip().into(), answer.peer.port().into());
         // All backends take new flows, so that the first attempt serves.
@@ -148,7 +191,7 @@ pub fn shares_follow_weights(scene: &Scene, weights: &[u16]) -> Result<Vec<clien
             due.0
         );
     }
-    Ok(answers)
+    Ok(())
 }
 
 /// The slots that the services of `scene` have, with backend `b1` as number 1 and so on.

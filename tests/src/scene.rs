@@ -31,7 +31,9 @@ impl Mode {
         }
     }
 
-    const fn way_back(self) -> Return {
+    /// The way that answers take.
+    #[must_use]
+    pub const fn way_back(self) -> Return {
         match self {
             Self::Nat => Return::ThroughBalancer,
             Self::DsrL2 => Return::Direct,

@@ -8,59 +8,24 @@ use lb_tests::{
     scene::{Mode, Scene},
     server::{BigFile, Nginx},
     topology::{
-        Arms::{self, One, Two},
-        Family::{self, V4, V6},
+        Arms::{One, Two},
+        Family::{V4, V6},
         service,
     },
     wait,
 };
 use std::net::SocketAddr;
 
-fn addresses(arms: Arms, family: Family) -> Result<()> {
-    let scene = Scene::build(Mode::DsrL2, arms, family, &[1, 1])?;
-    claims::both_ends_see_true_addresses(&scene)?;
-    claims::access_logs_have_the_clients_address(&scene, Mode::DsrL2)?;
-    let web = scene.agent.carried("web")?;
-    assert!(web.forward > 0, "not through the data path: {web:?}");
-    assert_eq!(
-        web.back, 0,
-        "answers went through the load balancer: {web:?}"
-    );
-    Ok(())
-}
-
-#[test]
-fn both_ends_see_true_addresses_two_arms_v4() -> Result<()> {
-    addresses(Two, V4)
-}
-
-#[test]
-fn both_ends_see_true_addresses_two_arms_v6() -> Result<()> {
-    addresses(Two, V6)
-}
-
-#[test]
-fn both_ends_see_true_addresses_one_arm_v4() -> Result<()> {
-    addresses(One, V4)
-}
-
-#[test]
-fn both_ends_see_true_addresses_one_arm_v6() -> Result<()> {
-    addresses(One, V6)
-}
+claims::addresses_are_true!(Mode::DsrL2);
 
 #[test]
 fn shares_follow_weights_two_arms_v6() -> Result<()> {
-    let weights = [1, 2, 5];
-    let scene = Scene::build(Mode::DsrL2, Two, V6, &weights)?;
-    claims::shares_follow_weights(&scene, &weights).map(drop)
+    claims::shares_follow_weights(Mode::DsrL2, Two, V6, &[1, 2, 5])
 }
 
 #[test]
 fn shares_follow_weights_one_arm_v4() -> Result<()> {
-    let weights = [3, 1];
-    let scene = Scene::build(Mode::DsrL2, One, V4, &weights)?;
-    claims::shares_follow_weights(&scene, &weights).map(drop)
+    claims::shares_follow_weights(Mode::DsrL2, One, V4, &[3, 1])
 }
 
 #[test]

@@ -7,57 +7,23 @@ use lb_tests::{
     scene::{Mode, PORT, Scene},
     server::Mirror,
     topology::{
-        Arms::{self, One, Two},
-        Family::{self, V4, V6},
+        Arms::{One, Two},
+        Family::{V4, V6},
         service,
     },
 };
 use std::{collections::BTreeSet, net::SocketAddr};
 
-fn addresses(arms: Arms, family: Family) -> Result<()> {
-    let scene = Scene::build(Mode::Nat, arms, family, &[1, 1])?;
-    claims::both_ends_see_true_addresses(&scene)?;
-    claims::access_logs_have_the_clients_address(&scene, Mode::Nat)?;
-    let web = scene.agent.carried("web")?;
-    assert!(
-        web.forward > 0 && web.back > 0,
-        "not through the data path: {web:?}"
-    );
-    Ok(())
-}
-
-#[test]
-fn both_ends_see_true_addresses_two_arms_v4() -> Result<()> {
-    addresses(Two, V4)
-}
-
-#[test]
-fn both_ends_see_true_addresses_two_arms_v6() -> Result<()> {
-    addresses(Two, V6)
-}
-
-#[test]
-fn both_ends_see_true_addresses_one_arm_v4() -> Result<()> {
-    addresses(One, V4)
-}
-
-#[test]
-fn both_ends_see_true_addresses_one_arm_v6() -> Result<()> {
-    addresses(One, V6)
-}
+claims::addresses_are_true!(Mode::Nat);
 
 #[test]
 fn shares_follow_weights_two_arms_v4() -> Result<()> {
-    let weights = [1, 2, 5];
-    let scene = Scene::build(Mode::Nat, Two, V4, &weights)?;
-    claims::shares_follow_weights(&scene, &weights).map(drop)
+    claims::shares_follow_weights(Mode::Nat, Two, V4, &[1, 2, 5])
 }
 
 #[test]
 fn shares_follow_weights_one_arm_v6() -> Result<()> {
-    let weights = [3, 1];
-    let scene = Scene::build(Mode::Nat, One, V6, &weights)?;
-    claims::shares_follow_weights(&scene, &weights).map(drop)
+    claims::shares_follow_weights(Mode::Nat, One, V6, &[3, 1])
 }
 
 #[test]

@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use lb_common::abi::{self, Reason};
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Algorithm, Edit, Mode, Protocol, State};
+use crate::config::{self, Algorithm, Edit, Mode, Protocol, State};
 
 /// Packets and the bytes of their frames.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,13 +128,7 @@ pub struct Service {
 impl Service {
     /// Where it is, each of its addresses.
     pub fn places(&self) -> Vec<String> {
-        self.addresses
-            .iter()
-            .map(|&ip| {
-                let socket = std::net::SocketAddr::new(ip, self.port);
-                format!("{socket}/{}", self.protocol)
-            })
-            .collect()
+        config::places(&self.addresses, self.port, self.protocol)
     }
 }
 

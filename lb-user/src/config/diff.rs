@@ -67,15 +67,7 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
 }
 
 fn places(service: &Service) -> String {
-    let places: Vec<String> = service
-        .addresses
-        .iter()
-        .map(|&address| {
-            let socket = std::net::SocketAddr::new(address, service.port);
-            format!("{socket}/{}", service.protocol)
-        })
-        .collect();
-    places.join(", ")
+    service.places().join(", ")
 }
 
 fn added(backend: &Backend, service: &Service) -> String {

@@ -25,6 +25,7 @@ pub use diff::differences;
 pub use edit::{BackendSet, Edit, ServiceSet};
 pub use error::Error;
 pub use parse::ServiceEndpoint;
+pub(crate) use parse::places;
 pub use raw::{RawConfig, Spacing};
 pub use tunnel::{Source, Tunnel};
 pub use words::{Algorithm, Mode, Protocol, State, XdpMode};
@@ -140,13 +141,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Where it is, in words: `203.0.113.10:80/tcp`, of several addresses the first.
-    pub fn place(&self) -> String {
-        format!(
-            "{}/{}",
-            SocketAddr::new(self.addresses[0], self.port),
-            self.protocol
-        )
+    /// Where it is, each of its addresses in words: `203.0.113.10:80/tcp`.
+    pub fn places(&self) -> Vec<String> {
+        places(&self.addresses, self.port, self.protocol)
     }
 }
 

@@ -31,6 +31,28 @@ impl std::str::FromStr for ServiceEndpoint {
     }
 }
 
+impl std::fmt::Display for ServiceEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = SocketAddr::new(self.address, self.port);
+        write!(f, "{place}/{}", self.protocol)
+    }
+}
+
+/// Each of a service's addresses as the command line writes it.
+pub(crate) fn places(addresses: &[IpAddr], port: u16, protocol: Protocol) -> Vec<String> {
+    addresses
+        .iter()
+        .map(|&address| {
+            let place = ServiceEndpoint {
+                address,
+                port,
+                protocol,
+            };
+            place.to_string()
+        })
+        .collect()
+}
+
 impl ServiceEndpoint {
     /// A name for a service that was given none: `203-0-113-10-80-tcp`.
     pub fn name(&self) -> String {

@@ -74,14 +74,14 @@ fn a_file_means_what_it_says() {
     let [web, dns] = &*config.services else {
         panic!("{config:?}");
     };
-    assert_eq!(web.place(), "203.0.113.10:80/tcp");
+    assert_eq!(web.places(), ["203.0.113.10:80/tcp"]);
     assert_eq!((web.mode, web.algorithm), (Mode::Nat, Algorithm::Maglev));
     assert_eq!(web.slots, 65_537);
     assert_eq!(web.timeouts.established, Duration::from_secs(600));
     assert_eq!(web.timeouts.udp, Duration::from_secs(60));
     assert_eq!((web.backends[0].weight, web.backends[1].weight), (2, 1));
     assert_eq!(web.backends[1].state, State::Draining);
-    assert_eq!(dns.place(), "[2001:db8::a]:53/udp");
+    assert_eq!(dns.places(), ["[2001:db8::a]:53/udp"]);
     assert_eq!(
         dns.backends[0].address,
         "[2001:db8:1::5]:53".parse().unwrap()
@@ -408,6 +408,7 @@ fn a_service_gets_a_name_from_its_place() {
     ] {
         let endpoint: ServiceEndpoint = place.parse().unwrap();
         assert_eq!(endpoint.name(), name);
+        assert_eq!(endpoint.to_string(), place);
     }
     for wrong in [
         "203.0.113.10",

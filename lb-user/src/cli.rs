@@ -79,6 +79,9 @@ pub enum Command {
     /// Add, remove, list and change backends
     #[command(subcommand)]
     Backend(Backend),
+    /// Masquerade connections that backends open themselves
+    #[command(subcommand)]
+    Egress(Egress),
     /// Show interfaces, services and backends with their state
     #[command(after_help = "Examples:
   lb-user status
@@ -342,6 +345,40 @@ pub enum Backend {
         #[arg(long, value_name = "enabled|draining|disabled")]
         state: Option<State>,
     },
+}
+
+/// `egress`.
+#[derive(Debug, Subcommand)]
+pub enum Egress {
+    /// Masquerade new connections from a network; services' traffic is never touched
+    #[command(after_help = "Examples:
+  sudo lb-user egress add 10.0.1.0/24
+  sudo lb-user egress add 2001:db8:b::/64 --interface eth0
+
+A table of nftables (inet lb-user-INSTANCE) does it; detach removes it. Left as they are: answers of
+services, everything from a service's address or from and to a backend's service port, this host's
+own connections, those within the network, and TCP connections that are open already.")]
+    Add {
+        /// The network, or one address
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+        /// Out of this interface [default: attached ones that a default route goes out of]
+        #[arg(long, value_name = "INTERFACE")]
+        interface: Option<String>,
+    },
+    /// Masquerade connections from a network no more: those that are open break off
+    #[command(after_help = "Examples:
+  sudo lb-user egress del 10.0.1.0/24")]
+    Del {
+        /// The network, as in `add`
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+    },
+    /// List networks with what they have carried
+    #[command(after_help = "Examples:
+  lb-user egress list
+  lb-user egress list -o json")]
+    List,
 }
 
 /// `flows`.

@@ -6,7 +6,8 @@ use std::collections::BTreeMap;
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use crate::api::{
-    Backend, Count, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats, Status,
+    Backend, Count, Egress, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats,
+    Status,
 };
 
 /// A table with these heads; those that begin with `>` are columns of numbers.
@@ -102,6 +103,9 @@ pub fn status(status: &Status) -> String {
                 Heads::OneService,
             );
         }
+    }
+    if !status.egress.is_empty() {
+        out += &format!("\n{}", egress(&status.egress));
     }
     if status.services.is_empty() {
         out += "\nno services: sudo lb-user service add 203.0.113.10:80/tcp --name web\n";
@@ -219,6 +223,38 @@ pub fn backends<'a>(
     text(&table)
 }
 
+/// `egress list`.
+pub fn egress(egress: &[Egress]) -> String {
+    let heads = ["EGRESS", "OUT OF", ">CONNECTIONS", ">OUT", ">BACK", "NOTE"];
+    let mut table = table(&heads);
+    for Egress {
+        prefix,
+        interface,
+        interfaces,
+        connections,
+        out,
+        back,
+        note,
+    } in egress
+    {
+        let names = interfaces.join(" ");
+        let way = match (interface, names.is_empty()) {
+            (_, false) => names,
+            (Some(interface), true) => interface.clone(),
+            (None, true) => "-".to_owned(),
+        };
+        table.add_row([
+            prefix,
+            &way,
+            &number(*connections),
+            &bytes(out.bytes),
+            &bytes(back.bytes),
+            note.as_deref().unwrap_or(""),
+        ]);
+    }
+    text(&table)
+}
+
 /// `stats`: sums, or, with an earlier look, rates.
 pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
     let rates = Rates::new(now, before);
@@ -255,6 +291,10 @@ pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
     let mut out = String::new();
     if !now.services.is_empty() {
         out += &text(&table);
+        out.push('\n');
+    }
+    if !now.egress.is_empty() {
+        out += &rates.egress(now, unit);
         out.push('\n');
     }
     out + &reasons_by_interface(now, &rates, unit)
@@ -318,6 +358,14 @@ impl Rates {
                 rates.keep(key, backend.forward, backend.back, backend.new_flows);
             }
         }
+        for egress in &before.egress {
+            rates.keep(
+                format!("egress {}", egress.prefix),
+                egress.out,
+                egress.back,
+                egress.connections,
+            );
+        }
         for interface in &before.interfaces {
             for (reason, &count) in &interface.reasons {
                 rates
@@ -332,6 +380,24 @@ impl Rates {
         self.forward.insert(key.clone(), forward);
         self.back.insert(key.clone(), back);
         self.flows.insert(key, flows);
+    }
+
+    fn egress(&self, now: &Stats, unit: &str) -> String {
+        let heads = [
+            "EGRESS".to_owned(),
+            format!(">PACKETS OUT{unit}"),
+            format!(">BYTES OUT{unit}"),
+            format!(">PACKETS BACK{unit}"),
+            format!(">BYTES BACK{unit}"),
+            format!(">CONNECTIONS{unit}"),
+        ];
+        let mut table = table(&heads.each_ref().map(|h| &**h));
+        for egress in &now.egress {
+            let key = format!("egress {}", egress.prefix);
+            let prefix = &egress.prefix;
+            table.add_row(self.row(&key, prefix, &egress.out, &egress.back, egress.connections));
+        }
+        text(&table)
     }
 
     fn per_second(&self, now: u64, before: u64) -> u64 {

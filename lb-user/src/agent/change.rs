@@ -10,7 +10,7 @@ use crate::{
     api::{Detach, Detached, Edited, Edits},
     config::{Config, Edit, Interface, RawConfig, XdpMode, differences},
     kernel,
-    network::{XdpPlace, sysctl},
+    network::{XdpPlace, masquerade, sysctl},
     plan,
     state::State,
 };
@@ -96,6 +96,7 @@ impl Agent {
             config: self.config.clone(),
             tables: self.tables.clone(),
             attachments: self.attachments.clone(),
+            masqueraded: self.masqueraded.clone(),
         };
         let mut notes = Vec::new();
         let result = self.carry_out(raw, config, required, &mut notes).await;
@@ -129,6 +130,7 @@ impl Agent {
         self.resolve_backends(notes).await?;
         self.fill(notes).await?;
         self.write_neighbours().await?;
+        self.masquerade(notes).await?;
         self.folder.save(&self.state)
     }
 
@@ -333,11 +335,19 @@ impl Agent {
             }
             settings = sysctl::Before::default();
         }
+        // A table that may be there stays known until it is removed.
+        let nftables = self.state.nftables;
         // Settings that were made for more interfaces do no harm to those that were attached.
         self.state = State {
             settings,
+            nftables,
             ..before.state
         };
+        if self.masqueraded != before.masqueraded
+            && let Err(error) = self.masquerade(&mut Vec::new()).await
+        {
+            error!("while putting back: {error:#}");
+        }
         self.built = plan::Built::default();
         let saved = self
             .look()
@@ -384,4 +394,5 @@ struct Before {
     config: Config,
     tables: plan::Tables,
     attachments: std::collections::BTreeMap<String, Attachment>,
+    masqueraded: Option<masquerade::Rules>,
 }

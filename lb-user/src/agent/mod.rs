@@ -7,6 +7,7 @@
 
 mod carry;
 mod change;
+mod egress;
 mod end;
 mod follow;
 mod log;
@@ -38,7 +39,10 @@ use crate::{
     events::Events,
     instance::Instance,
     kernel::Kernel,
-    network::{Changed, Changes, InterfaceAddress, Link, Neighbours, Network, NextHop, XdpPlace},
+    network::{
+        Changed, Changes, InterfaceAddress, Link, Neighbours, Network, NextHop, XdpPlace,
+        masquerade,
+    },
     plan::{Built, Tables},
     state::{Folder, State},
 };
@@ -85,6 +89,8 @@ pub struct Agent {
     seen: Neighbours,
     /// What was last written of each backend's next hop.
     neighbours: BTreeMap<BackendId, Neighbour>,
+    /// What was last told to nftables.
+    masqueraded: Option<masquerade::Rules>,
     history: VecDeque<api::Event>,
     listeners: broadcast::Sender<api::Event>,
     /// When an address was last asked for because the program missed it.
@@ -186,8 +192,8 @@ impl Agent {
     async fn answer(&mut self, request: Request) -> Option<End> {
         // Whoever asked may be gone: then nobody misses the answer.
         match request {
-            Request::Status(reply) => drop(reply.send(self.status())),
-            Request::Stats(reply) => drop(reply.send(self.stats())),
+            Request::Status(reply) => drop(reply.send(self.status().await)),
+            Request::Stats(reply) => drop(reply.send(self.stats().await)),
             Request::Flows(filter, reply) => self.list_flows(filter, reply),
             Request::FlowSummary(reply) => self.count_flows(reply),
             Request::Config(reply) => drop(reply.send(Ok(self.state.config.clone()))),

@@ -71,6 +71,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// The services.
     pub services: Vec<Service>,
+    /// The networks whose own connections are masqueraded.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
     /// What deserves a word: a line each.
     pub warnings: Vec<String>,
 }
@@ -96,6 +99,25 @@ pub struct Interface {
     pub packets: u64,
     /// Packets that came in on it, by reason; reasons that never occurred are left out.
     pub reasons: std::collections::BTreeMap<String, Count>,
+}
+
+/// A network whose own connections are masqueraded, and what it has carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// The network, `10.0.1.0/24`.
+    pub prefix: String,
+    /// The interface asked for; null for those that a default route goes out of.
+    pub interface: Option<String>,
+    /// The interfaces that it is masqueraded on now.
+    pub interfaces: Vec<String>,
+    /// Connections that were begun.
+    pub connections: u64,
+    /// From the network, with bytes of the IP packets.
+    pub out: Count,
+    /// To the network, with bytes of the IP packets.
+    pub back: Count,
+    /// Why nothing is masqueraded; null if all is well.
+    pub note: Option<String>,
 }
 
 /// A service and what it has carried.
@@ -172,6 +194,9 @@ pub struct Stats {
     pub interfaces: Vec<Interface>,
     /// The services.
     pub services: Vec<Service>,
+    /// The networks whose own connections are masqueraded.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
 }
 
 /// One flow.

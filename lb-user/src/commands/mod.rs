@@ -13,7 +13,7 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     agent,
     api::{Detach, Detached, Edits, FlowFilter, ReasonCount, client::Client},
-    cli::{Backend, Cli, Command, Flows, Form, Service},
+    cli::{Backend, Cli, Command, Egress, Flows, Form, Service},
     config::{Config, Edit, RawConfig},
     instance::Instance,
     output,
@@ -73,6 +73,14 @@ async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
         Command::Backend(Backend::List { service }) => backends(&client, form, service).await,
         Command::Backend(command) => {
             let edit = edit::backend(command);
+            edited(form, &client.edit(&one(edit)).await?)
+        }
+        Command::Egress(Egress::List) => {
+            let egress = client.stats().await?.egress;
+            show(form, &egress, |egress| output::egress(egress))
+        }
+        Command::Egress(command) => {
+            let edit = edit::egress(command);
             edited(form, &client.edit(&one(edit)).await?)
         }
         Command::Status => show(form, &client.status().await?, output::status),

@@ -10,7 +10,7 @@ use lb_common::abi::limits;
 
 use super::{
     Algorithm, Backend, Config, Error, Events, Interface, Mode, Placement, Protocol, RawConfig,
-    Service, Sizes, State, Timeouts, parse,
+    Service, Sizes, State, Timeouts, egress, parse,
     raw::{RawAddress, RawBackend, RawService, RawSizes, RawTimeouts, Span},
 };
 
@@ -44,6 +44,7 @@ impl Config {
                 new_flows: raw.events.new_flows.unwrap_or(events.new_flows),
                 drops: raw.events.drops.unwrap_or(events.drops),
             },
+            egress: egress::check(&raw.egress)?,
             services,
             warnings: Vec::new(),
             checked: Checked,
@@ -79,12 +80,7 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
     written
         .map(|interface| {
             let name = interface.name.clone();
-            // The kernel's dev_valid_name().
-            let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
-            let is_name = (1..=15).contains(&name.len()) && !matches!(&*name, "." | "..");
-            if !is_name || name.contains(wrong) {
-                return Err(Error::InterfaceName { name });
-            }
+            interface_name(&name)?;
             if !seen.insert(name.clone()) {
                 return Err(Error::DuplicateInterface { name });
             }
@@ -94,6 +90,16 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
             })
         })
         .collect()
+}
+
+/// Refuses what is no name of an interface: the kernel's `dev_valid_name()`.
+pub(super) fn interface_name(name: &str) -> Result<(), Error> {
+    let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    let is_name = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
+    if is_name && !name.contains(wrong) {
+        return Ok(());
+    }
+    Err(Error::InterfaceName { name: name.into() })
 }
 
 fn sizes(raw: &RawSizes) -> Result<Sizes, Error> {

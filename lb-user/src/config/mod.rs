@@ -7,6 +7,7 @@
 mod check;
 mod diff;
 mod edit;
+pub mod egress;
 mod error;
 mod parse;
 pub mod raw;
@@ -22,6 +23,7 @@ use lb_common::abi::{self, Ticks};
 pub use crate::kernel::Sizes;
 pub use diff::differences;
 pub use edit::{BackendSet, Edit, ServiceSet};
+pub use egress::Egress;
 pub use error::Error;
 pub use parse::ServiceEndpoint;
 pub use raw::{RawConfig, Spacing};
@@ -36,6 +38,8 @@ pub struct Config {
     pub sizes: Sizes,
     /// Which packets become events.
     pub events: Events,
+    /// Which of the backends' own connections are masqueraded, longest prefix first.
+    pub egress: Vec<Egress>,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
     /// What works but deserves a word: a line each.

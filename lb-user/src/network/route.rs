@@ -82,6 +82,37 @@ impl Network {
         gateways.retain(|hop| interfaces.contains(&hop.ifindex));
         Ok(gateways)
     }
+
+    /// The interfaces that default routes of the family of `like` go out of: those of the main
+    /// table, whatever their metrics.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn default_interfaces(&self, like: IpAddr) -> Result<BTreeSet<u32>> {
+        let question = match like {
+            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut interfaces = BTreeSet::new();
+        let mut routes = std::pin::pin!(self.handle.route().get(question).execute());
+        while let Some(route) = routes
+            .try_next()
+            .await
+            .map_err(refusal)
+            .context("cannot list the routes")?
+        {
+            let header = &route.header;
+            if header.destination_prefix_length == 0
+                && header.kind == RouteType::Unicast
+                && header.table == RouteHeader::RT_TABLE_MAIN
+            {
+                interfaces.extend(interface(&route.attributes));
+                interfaces.extend(paths(&route).map(|path| path.interface_index));
+            }
+        }
+        Ok(interfaces)
+    }
 }
 
 /// The kernel's answer about `destination` as a next hop.

@@ -12,9 +12,8 @@
 //! the balancer's, which tempts source address selection (RFC 6724, rule 8).
 
 use std::{
-    net::{IpAddr, SocketAddr},
-    process::Command,
-    time::Duration,
+    io::{Read as _, Write as _},
+    net::{IpAddr, SocketAddr, TcpListener, TcpStream},
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,7 +21,6 @@ use lb_tests::{
     claims,
     client::{self, Conversation, Datagrams, curl},
     netns::Netns,
-    process::finish,
     scene::{Mode, Scene},
     server::{Mirror, Nginx},
     topology::{
@@ -269,31 +267,41 @@ fn the_table_is_one_goes_on_after_a_crash_and_goes_with_detach() -> Result<()> {
     Ok(())
 }
 
+/// A connection of the client's to the backend itself, and the client's and the backend's end.
+fn direct(scene: &Scene) -> Result<(TcpStream, TcpStream)> {
+    let at = scene.network.backends[0].at(V4, 7009);
+    let backend = &scene.network.backends[0].netns;
+    let listener = backend.run(|| Ok(TcpListener::bind(at)?))?;
+    let client = scene
+        .network
+        .client
+        .netns
+        .run(|| Ok(TcpStream::connect_timeout(&at, wait::LONG)?))?;
+    let (server, peer) = listener.accept()?;
+    ensure!(peer == client.local_addr()?, "{peer}");
+    for end in [&client, &server] {
+        end.set_read_timeout(Some(wait::LONG))?;
+    }
+    Ok((client, server))
+}
+
 #[test]
 fn open_connections_are_left_alone_when_egress_begins() -> Result<()> {
     let world = Outside::build(V4)?;
     let (scene, agent) = (&world.scene, &world.scene.agent);
-    let direct = scene.network.backends[0].at(V4, 7009);
-    let _direct = Mirror::start(world.backend(), "direct", &[direct])?;
-    // Outside the prefix's own interface: the client's side is where egress goes out.
-    let from = scene.client(23_001);
-    let mut open = Conversation::open(&scene.network.client.netns, from, direct)?;
-    assert_eq!(open.ask("before")?.peer, from);
+    let (mut client, mut server) = direct(scene)?;
     let mut service = scene.conversation()?;
     service.ask("before")?;
     agent.ok("egress add 10.0.1.0/24 --interface eth0")?;
-    // A packet of the backend's is the first that connection tracking sees.
-    let netns = world.backend();
-    let answers = netns.run(|| {
-        let mut command = Command::new("ss");
-        command.args(["-Htn", "src", "10.0.1.11", "sport", "=", ":7009"]);
-        finish(&mut command, Duration::from_secs(20))?.text()
-    })?;
-    assert!(answers.contains("ESTAB"), "{answers}");
-    for said in ["after", "and again"] {
-        assert_eq!(open.ask(said)?.peer, from);
-        service.ask(said)?;
-    }
+    // Connection tracking begins with the table: the first packet it sees is the backend's.
+    server.write_all(b"the backend speaks first")?;
+    let mut said = [0; 24];
+    client.read_exact(&mut said)?;
+    assert_eq!(&said, b"the backend speaks first");
+    client.write_all(b"and the client answers..")?;
+    server.read_exact(&mut said)?;
+    assert_eq!(&said, b"and the client answers..");
+    service.ask("after")?;
     assert_eq!(number(&world.carried()?, "/connections"), 0);
     Ok(())
 }

@@ -412,6 +412,33 @@ mod tests {
     }
 
     #[test]
+    fn what_belongs_to_a_service_is_excepted_before_anything_is_masqueraded() {
+        let rules = Rules {
+            sources: vec![Source {
+                prefix: prefix("2001:db8::/32"),
+                interfaces: ["eth0".to_owned()].into(),
+            }],
+            services: ["2001:db8:5::10".parse().unwrap()].into(),
+            backends: [("[2001:db8:b::11]:8080".parse().unwrap(), 6)].into(),
+        };
+        let text = script("t", &rules, &BTreeMap::new());
+        assert!(
+            text.contains("elements = { 2001:db8:b::11 . 6 . 8080 }"),
+            "{text}"
+        );
+        let (before, _) = text.split_once(" masquerade\n").unwrap();
+        for exception in [
+            "fib saddr type local accept",
+            "ip6 saddr { 2001:db8:5::10 } accept",
+            "ip6 saddr . meta l4proto . th sport @backends6 accept",
+            "ip6 daddr . meta l4proto . th dport @backends6 accept",
+            "tcp flags & (fin|syn|rst|ack) != syn accept",
+        ] {
+            assert!(before.contains(exception), "{exception} in:\n{text}");
+        }
+    }
+
+    #[test]
     fn a_name_that_nft_would_read_otherwise_is_none() {
         assert!(nameable("eth0.100") && nameable("br-lan") && nameable("wg0"));
         for name in ["", "eth*", "e\"th", "e\\th", "e{th"] {

@@ -33,12 +33,19 @@ impl Agent {
         if self.masqueraded.as_ref() == Some(&rules) && table.carried().await?.is_some() {
             return Ok(());
         }
-        if !self.state.nftables {
+        let is_new = !self.state.nftables;
+        if is_new {
             // Should the agent be killed in between, the table is known to be ours.
             self.state.nftables = true;
             self.remember_table()?;
         }
-        table.put(&rules).await?;
+        if let Err(error) = table.put(&rules).await {
+            if is_new {
+                self.state.nftables = false;
+                self.remember_table()?;
+            }
+            return Err(error);
+        }
         let known = self.masqueraded.iter().flat_map(|rules| &rules.sources);
         let known: Vec<&Source> = known.collect();
         for source in rules.sources.iter().filter(|s| !known.contains(s)) {

@@ -122,8 +122,14 @@ impl Agent {
             .context("cannot put back the kernel's settings")?;
         if self.state.nftables {
             let table = Table::of(self.instance.name());
-            table.remove().await?;
-            notes.push(format!("removed the nftables table {}", table.name()));
+            // The rest goes, whatever has become of nft.
+            notes.push(match table.remove().await {
+                Ok(()) => format!("removed the nftables table {}", table.name()),
+                Err(error) => format!(
+                    "the nftables table {0} stays ({error:#}): sudo nft delete table {0}",
+                    table.name()
+                ),
+            });
         }
         self.network.release_neighbours().await?;
         self.kernel.remove_pins()?;

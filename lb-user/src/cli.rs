@@ -82,6 +82,26 @@ pub enum Command {
     /// Masquerade connections that backends open themselves
     #[command(subcommand)]
     Egress(Egress),
+    /// Print what backends need in their service's mode, or check on a backend what is missing
+    #[command(after_help = "Examples:
+  lb-user recipe web                          commands for each backend of web
+  lb-user recipe web 10.0.1.5                 of one
+  lb-user recipe web -o json > web.json       to take to the backends
+  lb-user recipe --check web.json             there: what is missing (exit code 1), and what mends it
+  ssh lb lb-user recipe web -o json | lb-user recipe --check -
+
+--check needs no agent and changes nothing.")]
+    Recipe {
+        /// The service's name
+        #[arg(required_unless_present = "check")]
+        service: Option<String>,
+        /// Only this backend, with or without its port
+        #[arg(value_name = "ADDRESS[:PORT]")]
+        backend: Option<String>,
+        /// Check this machine against a recipe; - is standard input
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["service", "backend"])]
+        check: Option<PathBuf>,
+    },
     /// Show interfaces, services and backends with their state
     #[command(after_help = "Examples:
   lb-user status

@@ -9,6 +9,7 @@ use crate::api::{
     Backend, Count, Egress, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats,
     Status,
 };
+use crate::recipe::check::Checked;
 
 /// A table with these heads; those that begin with `>` are columns of numbers.
 fn table(heads: &[&str]) -> Table {
@@ -219,6 +220,27 @@ pub fn backends<'a>(
                 bytes(backend.back.bytes),
             ]),
         );
+    }
+    text(&table)
+}
+
+/// `recipe --check`.
+pub fn checked(checked: &[Checked]) -> String {
+    let mut table = table(&["", "NEED", "FOUND", "MEND"]);
+    for Checked {
+        service: _,
+        need,
+        met,
+        found,
+        mend,
+    } in checked
+    {
+        let word = match met {
+            Some(true) => "ok",
+            Some(false) => "missing",
+            None => "?",
+        };
+        table.add_row([word, need, found, &mend.join("\n")]);
     }
     text(&table)
 }

@@ -124,11 +124,13 @@ impl Agent {
 
     /// The attached interfaces that a default route of the family goes out of.
     async fn outward(&self, like: IpAddr) -> Result<BTreeSet<String>> {
-        let outward = self.network.default_interfaces(like).await?;
+        let routes = self.network.default_routes(like).await?;
         let names = self
             .links
             .iter()
-            .filter(|link| outward.contains(&link.index) && self.is_attached(&link.name))
+            .filter(|link| {
+                routes.iter().any(|r| r.ifindex == link.index) && self.is_attached(&link.name)
+            })
             .map(|link| link.name.clone());
         Ok(names.filter(|name| nameable(name)).collect())
     }

@@ -11,6 +11,7 @@ mod egress;
 mod end;
 mod follow;
 mod log;
+mod recipe;
 mod report;
 mod start;
 
@@ -196,6 +197,7 @@ impl Agent {
             Request::Stats(reply) => drop(reply.send(self.stats().await)),
             Request::Flows(filter, reply) => self.list_flows(filter, reply),
             Request::FlowSummary(reply) => self.count_flows(reply),
+            Request::Recipe(filter, reply) => drop(reply.send(self.recipes(&filter).await)),
             Request::Config(reply) => drop(reply.send(Ok(self.state.config.clone()))),
             Request::Events(reply) => drop(reply.send(Ok(EventStream {
                 past: self.history.iter().cloned().collect(),

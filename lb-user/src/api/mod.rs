@@ -8,6 +8,7 @@
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /v1/flows?service=&backend=&client=&limit=` | list of [`Flow`] |
 //! | `GET /v1/flows/summary` | [`FlowSummary`] |
+//! | `GET /v1/recipe?service=&backend=` | list of [`Recipe`](crate::recipe::Recipe) |
 //! | `GET /v1/config` | [`RawConfig`](crate::config::RawConfig) |
 //! | `GET /v1/events?follow=true` | a [`Event`] in each line |
 //! | `POST /v1/edits` with [`Edits`] | [`Edited`] |
@@ -233,6 +234,15 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     /// No more than so many.
     pub limit: Option<usize>,
+}
+
+/// Whose recipes to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeFilter {
+    /// The service.
+    pub service: String,
+    /// Only of this backend, with or without port.
+    pub backend: Option<String>,
 }
 
 /// How many flows there are.

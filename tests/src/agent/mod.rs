@@ -129,6 +129,17 @@ impl Agent {
         refusal(line, finish(&mut command, COMMAND_LIMIT)?)
     }
 
+    /// Runs a command line of `lb-user` on another machine, where no agent is.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn elsewhere(&self, netns: &Netns, line: &str) -> Result<Finished> {
+        let mut command = Command::new(&self.program);
+        self.complete(&mut command, line);
+        netns.finish(&mut command, COMMAND_LIMIT)
+    }
+
     fn run(&self, line: &str) -> Result<Finished> {
         let mut command = Command::new(&self.program);
         self.complete(&mut command, line);

@@ -29,10 +29,10 @@ fn lb(ctx: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(ctx.ctx);
     let tables = BpfTables::new(ctx.ctx);
     let mut flows = BpfTables::new(ctx.ctx);
-    let Some(parsed) = tables::parsed() else {
+    let Some((parsed, step)) = tables::memory() else {
         return emit::action(Verdict::Pass);
     };
-    let (verdict, reason) = datapath::process(&mut packet, parsed, &tables, &mut flows);
+    let (verdict, reason) = datapath::process(&mut packet, parsed, step, &tables, &mut flows);
     if LOG_LEVEL.load() != 0 && is_rare(reason) {
         info!(
             &ctx,

@@ -18,11 +18,12 @@ use lb_common::{
     abi::{
         Address, Backend, BackendId, BackendState, Conversation, Counter, Direct, Endpoint,
         EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode, Neighbour,
-        Reason, Service, ServiceId, Settings, Ticks, Traffic, limits,
+        Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
     },
     datapath::{
         Began, Flows, Report, Stage, Tables,
         parse::{Family, Parsed},
+        rewrite::Step,
     },
 };
 
@@ -97,6 +98,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 struct Scratch {
     parsed: Parsed,
+    step: Step,
     flow: Flow,
     route: FibLookup,
     /// When an event of each kind was last sent.
@@ -118,11 +120,14 @@ impl BpfTables {
 
 /// This CPU's working memory for the packet of the current run.
 #[inline(always)]
-pub(crate) fn parsed() -> Option<&'static mut Parsed> {
+pub(crate) fn memory() -> Option<(&'static mut Parsed, &'static mut Step)> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the element belongs to this CPU, XDP programs do not preempt each other on one CPU,
     // and the program calls this once. The other parts of the element are lent separately.
-    Some(unsafe { &mut (*scratch).parsed })
+    let parsed = unsafe { &mut (*scratch).parsed };
+    // SAFETY: as above; another part.
+    let step = unsafe { &mut (*scratch).step };
+    Some((parsed, step))
 }
 
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
@@ -161,6 +166,11 @@ impl Tables for BpfTables {
         SETTINGS
             .get(0)
             .is_some_and(|settings| settings.transmit_by_redirect != 0)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self) -> Option<&Tunnel> {
+        SETTINGS.get(0).map(|settings| &settings.tunnel)
     }
 
     #[inline(always)]
@@ -208,7 +218,7 @@ fn ask(
     // SAFETY: `ctx` is the program's own context.
     query.ifindex = unsafe { (*ctx).ingress_ifindex };
     query.__bindgen_anon_5.tbid = 0;
-    match parsed.family {
+    match Family::of(destination) {
         Family::V4 => {
             query.family = AF_INET;
             query.__bindgen_anon_2.flowinfo = u32::from(parsed.tos);

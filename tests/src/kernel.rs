@@ -176,6 +176,7 @@ pub struct Kernel {
     pub new: HashMap<MapData, FlowKey, Flow>,
     /// Conversations opened with backends themselves.
     pub direct: HashMap<MapData, Conversation, Direct>,
+    settings: Array<MapData, Settings>,
     filled: HostTables,
 }
 
@@ -214,12 +215,11 @@ impl Kernel {
             confirmed: HashMap::try_from(take(&mut ebpf, "flows")?)?,
             new: HashMap::try_from(take(&mut ebpf, "new_flows")?)?,
             direct: HashMap::try_from(take(&mut ebpf, "direct")?)?,
+            settings: Array::try_from(take(&mut ebpf, "settings")?)?,
             filled: HostTables::default(),
             ebpf,
         };
-        let mut settings: Array<MapData, Settings> =
-            Array::try_from(take(&mut kernel.ebpf, "settings")?)?;
-        settings.set(0, every_event(), 0)?;
+        kernel.settings.set(0, every_event(), 0)?;
         let cpus = nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
         for ifindex in [CLIENTS, BACKENDS] {
             let zero = PerCpuValues::try_from(vec![InterfaceCounters::default(); cpus])?;
@@ -269,6 +269,11 @@ impl Kernel {
                 self.put_slots(*id, cells)?;
             }
         }
+        let settings = Settings {
+            tunnel: tables.tunnel,
+            ..every_event()
+        };
+        self.settings.set(0, settings, 0)?;
         for local in &tables.locals {
             self.locals.insert(local, 1, 0)?;
         }

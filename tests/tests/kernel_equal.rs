@@ -351,7 +351,7 @@ struct Tally {
 
 impl Tally {
     /// What at least one frame in twenty must meet.
-    const MET: [&str; 7] = [
+    const MET: [&str; 9] = [
         "pass",
         "drop",
         "transmit",
@@ -359,6 +359,8 @@ impl Tally {
         "nat towards",
         "nat back",
         "dsr-l2",
+        "dsr-ipip",
+        "dsr-gue",
     ];
 
     fn add(&mut self, outcome: &Outcome, frame: &[u8]) {
@@ -372,8 +374,15 @@ impl Tally {
         *self.shares.entry(verdict).or_default() += 1;
         let mode = match outcome.reason {
             Reason::ToClient | Reason::ToClientRouted => "nat back",
+            Reason::ToBackend | Reason::ToBackendRouted if outcome.frame.len() > frame.len() => {
+                match outcome.frame.len() - frame.len() {
+                    20 | 40 => "dsr-ipip",
+                    28 | 48 => "dsr-gue",
+                    bytes => panic!("grown by {bytes} bytes"),
+                }
+            }
             Reason::ToBackendRouted | Reason::ToBackendViaKernel => "nat towards",
-            // Only nat changes anything behind the Ethernet header.
+            // Of the others only nat changes anything behind the Ethernet header.
             Reason::ToBackend if frame[14..] == outcome.frame[14..] => "dsr-l2",
             Reason::ToBackend => "nat towards",
             _ => return,

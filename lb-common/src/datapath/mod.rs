@@ -17,7 +17,12 @@ pub use tables::{Began, Flows, Report, Stage, Tables};
 
 use crate::{
     abi::{BackendId, EventKind, Fate, Reason, ServiceId},
-    datapath::{classify::Direction, parse::Parsed, rewrite::Mode, select::Request},
+    datapath::{
+        classify::Direction,
+        parse::Parsed,
+        rewrite::{Mode, Step},
+        select::Request,
+    },
 };
 
 /// What the driver does with the frame.
@@ -43,17 +48,18 @@ pub struct Sent {
 }
 
 /// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
-/// working memory, whatever it holds.
+/// working memory, whatever it holds, and so is `step`.
 #[inline(always)]
 pub fn process<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &mut Parsed,
+    step: &mut Step,
     tables: &T,
     flows: &mut F,
 ) -> (Verdict, Reason) {
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, length, parsed) {
-        Ok(()) => match forward(packet, parsed, length, tables, flows) {
+        Ok(()) => match forward(packet, parsed, step, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) => stop(reason, parsed, ifindex, flows),
         },
@@ -71,11 +77,12 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
 fn forward<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &Parsed,
+    step: &mut Step,
     length: u32,
     tables: &T,
     flows: &mut F,
 ) -> Result<Sent, Reason> {
-    let step = match classify::direction(parsed, tables, flows)? {
+    match classify::direction(parsed, tables, flows)? {
         Direction::ToBackend(endpoint) => {
             let id = endpoint.service;
             let service = tables.service(id).ok_or(Reason::NoService)?;
@@ -91,16 +98,17 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             };
             let choice = select::backend(&request, tables, flows)?;
             flows.count_forward(id, choice.id, length, choice.began);
-            rewrite::towards(parsed, &from, mode, choice.backend, tables, flows)?
+            rewrite::towards(parsed, &from, mode, choice.backend, tables, flows, step)?;
         }
         Direction::ToClient(answer) => {
             let id = answer.endpoint.service;
             let service = tables.service(id).ok_or(Reason::NoService)?;
             flows.count_back(id, answer.endpoint.backend, length);
-            rewrite::back(parsed, packet.ifindex(), &answer, service, tables, flows)?
+            let ifindex = packet.ifindex();
+            rewrite::back(parsed, ifindex, &answer, service, tables, flows, step)?;
         }
-    };
-    rewrite::carry_out(packet, parsed, &step, tables)
+    }
+    rewrite::carry_out(packet, parsed, step, tables)
 }
 
 /// The end of a packet that does not go on: passed or dropped, as its reason says.

@@ -28,13 +28,28 @@ pub enum Family {
 }
 
 impl Family {
-    /// Offset of the TCP or UDP header in a packet without options and extension headers.
+    /// The family of an address.
     #[inline(always)]
-    pub const fn l4(self) -> usize {
-        L3 + match self {
+    pub fn of(address: &Address) -> Self {
+        match address.is_v4() {
+            true => Self::V4,
+            false => Self::V6,
+        }
+    }
+
+    /// Bytes of an IP header without options and extension headers.
+    #[inline(always)]
+    pub const fn header_length(self) -> usize {
+        match self {
             Self::V4 => Ipv4Header::LEN,
             Self::V6 => Ipv6Header::LEN,
         }
+    }
+
+    /// Offset of the TCP or UDP header in a packet without options and extension headers.
+    #[inline(always)]
+    pub const fn l4(self) -> usize {
+        L3 + self.header_length()
     }
 }
 

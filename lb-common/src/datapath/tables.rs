@@ -6,7 +6,7 @@
 use crate::{
     abi::{
         Address, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event, EventKind,
-        Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
+        Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
     },
     datapath::parse::Parsed,
 };
@@ -29,11 +29,15 @@ pub trait Tables {
     /// ([`crate::abi::Settings::transmit_by_redirect`]).
     fn transmits_by_redirect(&self) -> bool;
 
+    /// What tunnel modes need besides a backend's record ([`crate::abi::Settings::tunnel`]).
+    fn tunnel(&self) -> Option<&Tunnel>;
+
     /// Whether this is an address of the load balancer itself.
     fn is_local(&self, address: &Address) -> bool;
 
     /// The next hop the kernel's routing table and neighbour table give for a packet that is
-    /// being forwarded from `source` to `destination`; none if either has no answer.
+    /// being forwarded from `source` to `destination`, whose family it has (in a tunnel another
+    /// one than the packet's); none if either has no answer.
     fn route(&self, parsed: &Parsed, source: &Address, destination: &Address) -> Option<Neighbour>;
 }
 

@@ -10,6 +10,7 @@
 //! whose fate is written down).
 
 mod balancer;
+pub mod decap;
 pub mod fixtures;
 pub mod flows;
 pub mod frame;
@@ -25,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, Verdict, parse::Parsed},
+    datapath::{self, Verdict, parse::Parsed, rewrite::Step},
 };
 
 /// What became of a frame.
@@ -43,7 +44,8 @@ pub struct Outcome {
 pub fn process(frame: &[u8], ifindex: u32, tables: &HostTables, flows: &mut HostFlows) -> Outcome {
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
-    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, tables, flows);
+    let mut step = Step::default();
+    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, &mut step, tables, flows);
     Outcome {
         verdict,
         reason,

@@ -2,7 +2,10 @@
 
 use network_types::ip::IpProto;
 
-use super::header;
+use super::{
+    checksum::{self, Delta},
+    header,
+};
 
 header! {
     /// An IPv4 header without options (RFC 791 section 3.1).
@@ -63,6 +66,10 @@ header! {
     }
 }
 
+/// Protocol number of IPv4 in IP (RFC 2003).
+pub const IPV4: u8 = IpProto::Ipv4 as u8;
+/// Protocol number of IPv6 in IP (RFC 2473, RFC 4213).
+pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Protocol number of TCP (RFC 9293).
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
@@ -89,6 +96,14 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
+    /// Whether the header's checksum is right (RFC 791 section 3.1). Only for a header without
+    /// options.
+    #[inline(always)]
+    pub fn is_sound(&self) -> bool {
+        let words: [[u8; 2]; 10] = zerocopy::transmute!(*self);
+        checksum::is_zero(words)
+    }
+
     /// Fragment offset in units of 8 bytes; 0 for a whole datagram and for a first fragment.
     #[inline(always)]
     pub const fn fragment_offset(&self) -> u16 {
@@ -100,6 +115,27 @@ impl Ipv4Header {
     pub const fn more_fragments(&self) -> bool {
         self.fragment[0] & 0x20 != 0
     }
+
+    /// Whether routers must not cut it into fragments.
+    #[inline(always)]
+    pub const fn dont_fragment(&self) -> bool {
+        self.fragment[0] & 0x40 != 0
+    }
+
+    /// The checksum that a header of these 20 bytes needs, its own field counted as 0.
+    #[inline(always)]
+    pub fn computed_checksum(&self) -> [u8; 2] {
+        let words: &[[u8; 2]; 10] = zerocopy::transmute_ref!(self);
+        let mut sum = Delta::NONE;
+        let mut i = 0;
+        while i < 10 {
+            if i != 5 {
+                sum = sum.plus(words[i]);
+            }
+            i += 1;
+        }
+        sum.checksum()
+    }
 }
 
 impl Ipv6Header {
@@ -107,6 +143,12 @@ impl Ipv6Header {
     #[inline(always)]
     pub const fn version(&self) -> u8 {
         self.version_class_flow[0] >> 4
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (self.version_class_flow[0] << 4) | (self.version_class_flow[1] >> 4)
     }
 }
 

@@ -14,6 +14,7 @@ mod log;
 mod recipe;
 mod report;
 mod start;
+mod way;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,7 +25,7 @@ use std::{
 
 use ::log::{error, info, warn};
 use anyhow::{Context as _, Result};
-use lb_common::abi::{BackendId, Event, EventKind, Neighbour, ServiceId};
+use lb_common::abi::{BackendId, Event, EventKind, ServiceId};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -41,10 +42,9 @@ use crate::{
     instance::Instance,
     kernel::Kernel,
     network::{
-        Changed, Changes, InterfaceAddress, Link, Neighbours, Network, NextHop, XdpPlace,
-        masquerade,
+        Changed, Changes, InterfaceAddress, Link, Neighbours, Network, Route, XdpPlace, masquerade,
     },
-    plan::{Built, Tables},
+    plan::{Built, Tables, Way},
     state::{Folder, State},
 };
 
@@ -84,12 +84,12 @@ pub struct Agent {
     attachments: BTreeMap<String, Attachment>,
     links: Vec<Link>,
     host_addresses: Vec<InterfaceAddress>,
-    /// Where packets to an address go next.
-    hops: BTreeMap<IpAddr, Option<NextHop>>,
+    /// The kernel's way to each backend's address.
+    routes: BTreeMap<IpAddr, Option<Route>>,
     /// The kernel's neighbours, when they were last looked at.
     seen: Neighbours,
-    /// What was last written of each backend's next hop.
-    neighbours: BTreeMap<BackendId, Neighbour>,
+    /// What was last written of each backend's way.
+    ways: BTreeMap<BackendId, Way>,
     /// What was last told to nftables.
     masqueraded: Option<masquerade::Rules>,
     history: VecDeque<api::Event>,

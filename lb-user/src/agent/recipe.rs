@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use ipnet::IpNet;
+use lb_common::abi::Address;
 
 use super::Agent;
 use crate::{
     api::RecipeFilter,
-    config::{Backend, Error, Service},
+    config::{Backend, Error, Service, Source},
     network::{InterfaceAddress, NextHop},
     recipe::{Facts, Recipe, recipe},
 };
@@ -59,12 +60,26 @@ impl Agent {
         let address = backend.address.ip();
         let hop = self.network.resolve(address).await?;
         let hop = hop.with_context(|| format!("there is no route to backend {address}"))?;
-        let attached = self
-            .links
-            .iter()
-            .filter(|link| self.is_attached(&link.name));
-        let mtu = self.links.iter().find(|link| link.index == hop.ifindex);
-        let mtu = mtu.map_or(0, |link| link.mtu);
+        let own = |like: IpAddr| self.own_address(hop, like);
+        let balancer = own(address).with_context(|| {
+            format!(
+                "the load balancer has no address on the network of {}: give it one",
+                hop.address
+            )
+        })?;
+        let way = self.way_of(address);
+        let outer = match self.config.tunnel.source(address) {
+            Source::Prefix(network, length) => IpNet::new(network, length).ok(),
+            Source::Address(source) => Some(source.into()),
+            Source::Route if way.source == Address::default() => None,
+            Source::Route => Some(way.source.ip().into()),
+        };
+        let attached = self.links.iter().filter(|l| self.is_attached(&l.name));
+        let link = self.links.iter().find(|link| link.index == hop.ifindex);
+        let mtu = match way.mtu {
+            0 => link.map_or(0, |link| link.mtu),
+            mtu => u32::from(mtu),
+        };
         Ok(Facts {
             service: service.name.clone(),
             mode: service.mode,
@@ -72,38 +87,35 @@ impl Agent {
             port: service.port,
             protocol: service.protocol,
             backend: backend.address,
-            balancer: self.own_address(hop)?,
+            balancer,
             router: (hop.address != address).then_some(hop.address),
+            like_service: own(service.addresses[0]),
             mtu,
             least_mtu: attached.map(|link| link.mtu).min().unwrap_or(mtu),
+            outer,
+            gue_port: self.config.tunnel.gue_port,
         })
     }
 
-    /// This host's address on the network of `hop`; where networks have no length (a `/32` with a
-    /// router beside it), the interface's own.
-    fn own_address(&self, hop: NextHop) -> Result<IpAddr> {
+    /// This host's address of the family of `like` on the network of `hop`, or else another one of
+    /// that interface, but no service's.
+    fn own_address(&self, hop: NextHop, like: IpAddr) -> Option<IpAddr> {
         let is_service = |address: IpAddr| {
             let mut services = self.config.services.iter();
             services.any(|service| service.addresses.contains(&address))
         };
+        let is_local = |address| matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         let own: Vec<&InterfaceAddress> = self
             .host_addresses
             .iter()
-            .filter(|a| a.ifindex == hop.ifindex)
-            .filter(|a| a.address.is_ipv4() == hop.address.is_ipv4())
+            .filter(|a| a.ifindex == hop.ifindex && a.address.is_ipv4() == like.is_ipv4())
+            .filter(|a| !is_local(a.address))
             .collect();
         let is_on = |a: &InterfaceAddress| {
             IpNet::new(a.address, a.prefix).is_ok_and(|net| net.contains(&hop.address))
         };
-        let mut near = own.iter().filter(|a| is_on(a));
-        near.next()
-            .or_else(|| own.iter().find(|a| !is_service(a.address)))
+        let near = own.iter().find(|a| is_on(a));
+        near.or_else(|| own.iter().find(|a| !is_service(a.address)))
             .map(|a| a.address)
-            .with_context(|| {
-                format!(
-                    "the load balancer has no address on the network of {}: give it one",
-                    hop.address
-                )
-            })
     }
 }

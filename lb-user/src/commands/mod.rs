@@ -2,6 +2,7 @@
 //! agent runs, are the agent themselves.
 
 mod attach;
+mod decap;
 mod edit;
 mod print;
 mod recipe;
@@ -35,6 +36,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &command {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
+        Command::Decap(command) => return decap::run(&instance, form, command),
         Command::Detach { interfaces } if interfaces.is_empty() => {
             let client = Client::new(&instance);
             if runtime()?.block_on(client.status_if_any())?.is_none() {
@@ -58,7 +60,7 @@ pub(crate) fn runtime() -> Result<Runtime> {
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
-        Command::Run(_) => unreachable!("the agent has been run"),
+        Command::Run(_) | Command::Decap(_) => unreachable!("it has been run"),
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
             detached(form, &client.detach(&Detach { interfaces }).await?)
@@ -86,7 +88,7 @@ async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
         }
         Command::Recipe {
             check: Some(file), ..
-        } => recipe::check(form, &file).await,
+        } => recipe::check(instance, form, &file).await,
         Command::Recipe {
             service, backend, ..
         } => recipe::print(&client, form, service.unwrap_or_default(), backend).await,

@@ -8,6 +8,7 @@ use super::{print, read};
 use crate::{
     api::{RecipeFilter, client::Client},
     cli::Form,
+    instance::Instance,
     output,
     recipe::{Recipe, check as looked, shell},
 };
@@ -33,12 +34,12 @@ pub(super) async fn print(
 }
 
 /// Checks this machine against the recipes in a file.
-pub(super) async fn check(form: Form, file: &Path) -> Result<()> {
+pub(super) async fn check(instance: &Instance, form: Form, file: &Path) -> Result<()> {
     let (text, origin) = read(file)?;
     let recipes: Vec<Recipe> = serde_json::from_str(&text).with_context(|| {
         format!("{origin} is no recipe: make one on the load balancer with lb-user recipe SERVICE -o json")
     })?;
-    let checked = looked::check(&recipes).await?;
+    let checked = looked::check(&recipes, &instance.pins()).await?;
     print::show(form, &checked, |checked| output::checked(checked))?;
     let missing = checked.iter().filter(|c| c.met == Some(false)).count();
     if missing > 0 {

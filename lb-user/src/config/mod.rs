@@ -11,6 +11,7 @@ pub mod egress;
 mod error;
 mod parse;
 pub mod raw;
+mod tunnel;
 mod words;
 
 use std::{
@@ -27,6 +28,7 @@ pub use egress::Egress;
 pub use error::Error;
 pub use parse::ServiceEndpoint;
 pub use raw::{RawConfig, Spacing};
+pub use tunnel::{Source, Tunnel};
 pub use words::{Algorithm, Mode, Protocol, State, XdpMode};
 
 /// A checked configuration, for this node.
@@ -40,6 +42,8 @@ pub struct Config {
     pub events: Events,
     /// Which of the backends' own connections are masqueraded, longest prefix first.
     pub egress: Vec<Egress>,
+    /// What packets in tunnels look like.
+    pub tunnel: Tunnel,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
     /// What works but deserves a word: a line each.
@@ -52,6 +56,14 @@ impl Config {
     /// The service of this name.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
+    }
+
+    /// What concerns all services, as the maps hold it.
+    pub fn settings(&self) -> abi::Settings {
+        abi::Settings {
+            tunnel: self.tunnel.abi(),
+            ..self.events.abi()
+        }
     }
 
     /// Whether everything has room in maps of these sizes: those that are there may be other than
@@ -153,7 +165,8 @@ pub enum Placement {
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Its address and port; in `dsr-l2` the service's port.
+    /// Its address and port; in the direct-return modes the service's port. In tunnel modes it may be
+    /// of the other family.
     pub address: SocketAddr,
     /// Its share, relative to the others'.
     pub weight: u16,

@@ -278,17 +278,22 @@ fn load(
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(in_one_line)?;
-    program(&mut ebpf)?.load().map_err(|error| match error {
+    program(&mut ebpf)?.load().map_err(refused)?;
+    Ok(ebpf)
+}
+
+/// Why the kernel does not take the program, in one line.
+pub(super) fn refused(error: ProgramError) -> anyhow::Error {
+    match error {
         ProgramError::LoadError { io_error, .. } => {
             anyhow!("the kernel refuses the program: {io_error}")
         }
         error => anyhow::Error::new(error).context("the kernel refuses the program"),
-    })?;
-    Ok(ebpf)
+    }
 }
 
 /// Why maps cannot be made, in one line.
-fn in_one_line(error: aya::EbpfError) -> anyhow::Error {
+pub(super) fn in_one_line(error: aya::EbpfError) -> anyhow::Error {
     match error {
         aya::EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             let advice = match io_error.raw_os_error() {

@@ -1,11 +1,16 @@
 //! Looking, on the backend, which of its needs are met. No agent is needed, and nothing is changed.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result, ensure};
+use ipnet::IpNet;
 use serde::Serialize;
 
-use super::{Need, Recipe, listening};
+use super::{Need, Recipe, listening, shell};
+use crate::kernel::decap::Decap;
 use crate::network::{DefaultRoute, InterfaceAddress, Link, Network, sysctl::Settings};
 
 /// A need, and what there is.
@@ -23,14 +28,16 @@ pub struct Checked {
     pub mend: Vec<String>,
 }
 
-/// Looks at this machine with the eyes of each recipe that is for it.
+/// Looks at this machine with the eyes of each recipe that is for it. Tunnels are taken off by the
+/// program that is pinned below `pins`.
 ///
 /// # Errors
 ///
 /// When none is for this machine, or the kernel does not answer.
-pub async fn check(recipes: &[Recipe]) -> Result<Vec<Checked>> {
+pub async fn check(recipes: &[Recipe], pins: &Path) -> Result<Vec<Checked>> {
     let network = Network::open().await?;
     let machine = Machine {
+        pins: pins.to_owned(),
         links: network.links().await?,
         addresses: network.addresses().await?,
         routes: [
@@ -77,6 +84,7 @@ pub async fn check(recipes: &[Recipe]) -> Result<Vec<Checked>> {
 
 /// What there is on this machine.
 struct Machine {
+    pins: PathBuf,
     links: Vec<Link>,
     addresses: Vec<InterfaceAddress>,
     /// Of both families, the best of each first.
@@ -134,11 +142,38 @@ impl Machine {
                 };
                 (Some(is_silent), found)
             }
+            Need::Advmss { ipv4, most } => {
+                let route = self.routes.iter().find(|route| route.is_ipv4 == *ipv4);
+                let announced = route.map(|route| {
+                    let headers = if *ipv4 { 40 } else { 60 };
+                    let mtu = self.link(route.ifindex).map(|link| link.mtu);
+                    let mtu = route.mtu.or(mtu).unwrap_or_default();
+                    route.advmss.unwrap_or(mtu.saturating_sub(headers))
+                });
+                match announced {
+                    Some(announced) => (Some(announced <= *most), announced.to_string()),
+                    None => (Some(false), self.described(None)),
+                }
+            }
+            Need::Decap { from, gue_port } => self.decap(*from, *gue_port, towards),
             Need::Server { at, protocol } => match listening::at(*at, *protocol) {
                 Some(socket) => (Some(true), format!("listens at {socket}")),
                 None => (Some(false), "nobody listens".to_owned()),
             },
         })
+    }
+
+    /// Whether packets from `from` are taken out of tunnels on an interface, and what is.
+    fn decap(&self, from: IpNet, gue_port: u16, towards: &Link) -> (Option<bool>, String) {
+        let state = match Decap::open(&self.pins).and_then(|decap| decap.state(&towards.name)) {
+            Ok(Some(state)) if state.ifindex == towards.index => state,
+            Ok(_) => return (Some(false), format!("not attached to {}", towards.name)),
+            Err(error) => return (Some(false), format!("{error:#}")),
+        };
+        let is_taken = state.sources.iter().any(|known| known.contains(&from));
+        let known: Vec<String> = state.sources.iter().map(|&s| shell::plain(s)).collect();
+        let found = format!("from {}, GUE port {}", known.join(", "), state.gue_port);
+        (Some(is_taken && state.gue_port == gue_port), found)
     }
 
     /// The interfaces that have an address.

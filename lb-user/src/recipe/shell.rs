@@ -2,6 +2,9 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+use lb_common::abi::decap::GUE_PORT;
+
 use super::{Need, Recipe};
 
 /// The interface towards the load balancer, in the commands.
@@ -58,6 +61,8 @@ impl Need {
             Self::ArpSilence => "arp_ignore 1, arp_announce 2".to_owned(),
             Self::LooseReversePath => "rp_filter 0 or 2".to_owned(),
             Self::Address { address } => format!("{} on lo", alone(*address)),
+            Self::Advmss { most, .. } => format!("advmss {most} on the default route"),
+            Self::Decap { from, .. } => format!("decap from {}", plain(*from)),
             Self::Server { at, protocol } => format!("a server at {at}/{protocol}"),
         }
     }
@@ -90,6 +95,12 @@ impl Need {
             Self::Address {
                 address: IpAddr::V6(_),
             } => "the service's address: on lo, neighbour discovery does not answer for it".into(),
+            Self::Advmss { .. } => {
+                "clients send segments that fit into the tunnel: answers to SYNs announce their size".into()
+            }
+            Self::Decap { .. } => {
+                "requests come out of the tunnel; with several load balancers --from for each".into()
+            }
             Self::Server { at, protocol } => format!("a server listens at {at}/{protocol}"),
         }
     }
@@ -119,8 +130,34 @@ impl Need {
                 let nodad = if address.is_ipv6() { " nodad" } else { "" };
                 vec![format!("ip addr replace {} dev lo{nodad}", alone(*address))]
             }
+            Self::Advmss { ipv4, most } => {
+                let ip = if *ipv4 { "ip -4" } else { "ip -6" };
+                vec![format!(
+                    "{ip} route replace $({ip} route show default | head -n 1 | \
+                     sed 's/ advmss [0-9]*//; s/ expires [0-9]*sec//') advmss {most}"
+                )]
+            }
+            Self::Decap { from, gue_port } => {
+                let port = match *gue_port {
+                    GUE_PORT => String::new(),
+                    port => format!(" --gue-port {port}"),
+                };
+                let from = plain(*from);
+                vec![format!(
+                    "lb-user decap attach \"{device}\" --from {from}{port}"
+                )]
+            }
             Self::RoutedBack { .. } | Self::WayOfItsOwn { .. } | Self::Server { .. } => Vec::new(),
         }
+    }
+}
+
+/// A network, or an address without a prefix if it is one.
+pub(super) fn plain(network: IpNet) -> String {
+    if network.prefix_len() == network.max_prefix_len() {
+        network.addr().to_string()
+    } else {
+        network.to_string()
     }
 }
 

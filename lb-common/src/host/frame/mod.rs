@@ -4,8 +4,10 @@
 //! cut frames) are made by changing the bytes that come out.
 
 mod read;
+mod tunnel;
 
 pub use read::{Checksums, checksums, describe};
+pub use tunnel::{Outer, inner};
 
 use std::net::{IpAddr, SocketAddr};
 

@@ -28,22 +28,22 @@ pub struct Checksums {
 }
 
 /// An IP packet cut into its parts.
-struct Cut<'f> {
+pub(super) struct Cut<'f> {
     from: IpAddr,
     to: IpAddr,
     ttl: u8,
     tos: u8,
-    protocol: u8,
+    pub(super) protocol: u8,
     /// The IPv4 header, options included; empty for IPv6.
     v4_header: &'f [u8],
     /// A fragment's offset and whether more follow.
-    fragment: (u16, bool),
+    pub(super) fragment: (u16, bool),
     extensions: Vec<(u8, u8)>,
-    body: &'f [u8],
-    padding: usize,
+    pub(super) body: &'f [u8],
+    pub(super) padding: usize,
 }
 
-fn cut(frame: &[u8]) -> Option<Cut<'_>> {
+pub(super) fn cut(frame: &[u8]) -> Option<Cut<'_>> {
     let (ethernet, packet) = EthernetHeader::read_from_prefix(frame).ok()?;
     match ethernet.ether_type {
         eth::IPV4 => cut_v4(packet),

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::Agent,
     client::{Conversation, Datagrams},
-    scene::{Mode, PORT},
+    scene::PORT,
     server::Mirror,
     topology::{
         Arms::{self, One, Two},
@@ -18,6 +18,26 @@ use lb_tests::{
     wait,
 };
 use serde_json::Value;
+
+/// How packets are forwarded, and over what to the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Nat,
+    DsrL2,
+    Ipip(Family),
+    Gue(Family),
+}
+
+impl Mode {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Nat => "nat",
+            Self::DsrL2 => "dsr-l2",
+            Self::Ipip(_) => "dsr-ipip",
+            Self::Gue(_) => "dsr-gue",
+        }
+    }
+}
 
 /// A service for each protocol and one backend that has not been told anything.
 struct Kitchen {
@@ -31,12 +51,16 @@ impl Kitchen {
     fn build(mode: Mode, arms: Arms, family: Family) -> Result<Self> {
         let way_back = match mode {
             Mode::Nat => Return::ThroughBalancer,
-            Mode::DsrL2 => Return::Direct,
+            Mode::DsrL2 | Mode::Ipip(_) | Mode::Gue(_) => Return::Direct,
         };
         let network = Network::build(arms, way_back, 1)?;
         make_bare(&network.backends[0], mode)?;
         let agent = Agent::attached(&network)?;
-        let at = network.backends[0].at(family, PORT);
+        let outer = match mode {
+            Mode::Nat | Mode::DsrL2 => family,
+            Mode::Ipip(outer) | Mode::Gue(outer) => outer,
+        };
+        let at = network.backends[0].at(outer, PORT);
         for (name, protocol) in [("web", "tcp"), ("dns", "udp")] {
             let place = SocketAddr::new(service(family), PORT);
             let mode = mode.name();
@@ -62,7 +86,9 @@ impl Kitchen {
     fn served_at(&self) -> SocketAddr {
         match self.mode {
             Mode::Nat => self.backend().at(self.family, PORT),
-            Mode::DsrL2 => SocketAddr::new(service(self.family), PORT),
+            Mode::DsrL2 | Mode::Ipip(_) | Mode::Gue(_) => {
+                SocketAddr::new(service(self.family), PORT)
+            }
         }
     }
 
@@ -72,7 +98,10 @@ impl Kitchen {
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), &script)?;
         let mut command = Command::new("sh");
+        let programs = self.agent.installed_on(self.backend())?;
+        let path = std::env::var("PATH").context("no PATH")?;
         command.arg("-e").arg(file.path());
+        command.env("PATH", format!("{}:{path}", programs.path().display()));
         let done = self.backend().netns.finish(&mut command, wait::LONG)?;
         done.text().with_context(|| script).map(drop)
     }
@@ -83,9 +112,9 @@ impl Kitchen {
         let file = tempfile::NamedTempFile::new()?;
         fs::write(file.path(), recipe)?;
         let line = format!("recipe --check {}", file.path().display());
-        let netns = &self.backend().netns;
-        let told = self.agent.elsewhere(netns, &line)?;
-        let json = self.agent.elsewhere(netns, &format!("{line} -o json"))?;
+        let told = self.agent.elsewhere(self.backend(), &line)?;
+        let json = format!("{line} -o json");
+        let json = self.agent.elsewhere(self.backend(), &json)?;
         let checked: Value = serde_json::from_slice(&json.stdout)?;
         let table = String::from_utf8(told.stdout)?;
         let mut missing = Vec::new();
@@ -118,6 +147,15 @@ impl Kitchen {
     }
 }
 
+impl Drop for Kitchen {
+    fn drop(&mut self) {
+        // Pins outlive their interface.
+        if let Err(error) = self.agent.elsewhere(self.backend(), "decap detach") {
+            println!("{error:#}");
+        }
+    }
+}
+
 /// Takes away what the network has told the backend, but for the way of its own that a machine has;
 /// packets that would not go out where they came in are dropped.
 fn make_bare(backend: &Host, mode: Mode) -> Result<()> {
@@ -129,7 +167,7 @@ fn make_bare(backend: &Host, mode: Mode) -> Result<()> {
     ])?;
     backend.netns.ip(match mode {
         Mode::Nat => "route del default\nroute del default via 2001:db8:b::1",
-        Mode::DsrL2 => {
+        Mode::DsrL2 | Mode::Ipip(_) | Mode::Gue(_) => {
             "addr del 203.0.113.10/32 dev lo
              addr del 2001:db8:5::10/128 dev lo"
         }
@@ -191,6 +229,54 @@ fn a_bare_machine_becomes_a_dsr_backend_v6() -> Result<()> {
         "a server at [2001:db8:5::10]:7000/tcp",
     ];
     becomes_a_backend(Mode::DsrL2, Two, V6, &needs)
+}
+
+#[test]
+fn a_bare_machine_takes_ipip_v4() -> Result<()> {
+    let needs = [
+        "arp_ignore 1, arp_announce 2",
+        "rp_filter 0 or 2",
+        "203.0.113.10/32 on lo",
+        "advmss 1440 on the default route",
+        "decap from 10.0.1.1",
+        "a server at 203.0.113.10:7000/tcp",
+    ];
+    becomes_a_backend(Mode::Ipip(V4), One, V4, &needs)
+}
+
+#[test]
+fn a_bare_machine_takes_ipip_v6_in_v4() -> Result<()> {
+    let needs = [
+        "2001:db8:5::10/128 on lo",
+        "advmss 1420 on the default route",
+        "decap from 10.0.1.1",
+        "a server at [2001:db8:5::10]:7000/tcp",
+    ];
+    becomes_a_backend(Mode::Ipip(V4), Two, V6, &needs)
+}
+
+#[test]
+fn a_bare_machine_takes_gue_v4_in_v6() -> Result<()> {
+    let needs = [
+        "arp_ignore 1, arp_announce 2",
+        "rp_filter 0 or 2",
+        "203.0.113.10/32 on lo",
+        "advmss 1412 on the default route",
+        "decap from 2001:db8:b::1",
+        "a server at 203.0.113.10:7000/tcp",
+    ];
+    becomes_a_backend(Mode::Gue(V6), Two, V4, &needs)
+}
+
+#[test]
+fn a_bare_machine_takes_gue_v6() -> Result<()> {
+    let needs = [
+        "2001:db8:5::10/128 on lo",
+        "advmss 1392 on the default route",
+        "decap from 2001:db8:b::1",
+        "a server at [2001:db8:5::10]:7000/tcp",
+    ];
+    becomes_a_backend(Mode::Gue(V6), One, V6, &needs)
 }
 
 #[test]
@@ -275,7 +361,7 @@ fn what_is_no_recipe_or_for_nobody_here_is_refused_in_a_line() -> Result<()> {
     let file = tempfile::NamedTempFile::new()?;
     fs::write(file.path(), agent.ok("recipe web -o json")?)?;
     let line = format!("recipe --check {}", file.path().display());
-    let said = agent.elsewhere(&kitchen.network.client.netns, &line)?;
+    let said = agent.elsewhere(&kitchen.network.client, &line)?;
     assert_eq!(said.status.code(), Some(1));
     assert!(
         said.stderr

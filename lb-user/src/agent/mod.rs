@@ -141,7 +141,8 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
         let mut gathered = Changed::default();
-        let mut due = Instant::now() + LOOK_AGAIN;
+        let mut looked = Instant::now();
+        let mut due = looked + LOOK_AGAIN;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(End::Signal),
@@ -170,12 +171,16 @@ impl Agent {
                     }
                 },
                 () = sleep_until(due.into()) => {
-                    let changed = if gathered == Changed::default() { EVERYTHING } else { gathered };
-                    gathered = Changed::default();
+                    let mut changed = std::mem::take(&mut gathered);
+                    // However often neighbours change meanwhile.
+                    if looked.elapsed() >= LOOK_AGAIN {
+                        changed = EVERYTHING;
+                        looked = Instant::now();
+                    }
                     if let Err(error) = self.follow(changed).await {
                         warn!("{error:#}");
                     }
-                    due = Instant::now() + LOOK_AGAIN;
+                    due = looked + LOOK_AGAIN;
                 }
             }
         }

@@ -423,7 +423,7 @@ two packets, and the counters go on.
 Takes off IPv4 and IPv6 inside IPv4 and IPv6 (IPIP), and IP directly behind UDP (GUE variant 1), if the
 outer packet is from one of the addresses and for this host. Everything else passes untouched. The
 service's address must be on lo, or the kernel throws away what comes out: `lb-user recipe SERVICE`
-prints what a backend needs, `lb-user recipe SERVICE --check` tells what is missing here.
+prints what a backend needs, `lb-user recipe --check FILE` tells what is missing here.
 
 It lasts until `decap detach` or the next start of the machine.")]
     Attach(DecapAttach),

@@ -233,12 +233,14 @@ pub fn backends<'a>(
     text(&table)
 }
 
-/// `recipe --check`.
+/// `recipe --check`: what there is, then what mends the rest, to be pasted.
 pub fn checked(checked: &[Checked]) -> String {
-    let mut table = table(&["", "NEED", "FOUND", "MEND"]);
+    let mut table = table(&["", "NEED", "FOUND"]);
+    let mut mending = String::new();
     for Checked {
         service: _,
         need,
+        why,
         met,
         found,
         mend,
@@ -249,9 +251,13 @@ pub fn checked(checked: &[Checked]) -> String {
             Some(false) => "missing",
             None => "?",
         };
-        table.add_row([word, need, found, &mend.join("\n")]);
+        table.add_row([word, need, found]);
+        if *met == Some(false) {
+            mending += &format!("\n# {why}\n");
+            mend.iter().for_each(|line| mending += &format!("{line}\n"));
+        }
     }
-    text(&table)
+    text(&table) + &mending
 }
 
 /// `egress list`.

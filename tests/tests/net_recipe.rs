@@ -122,7 +122,8 @@ impl Kitchen {
             let name = need["need"].as_str().context("no need")?;
             ensure!(table.contains(name), "{name} is not in:\n{table}");
             if need["met"] == false {
-                let mend = need["mend"][0].as_str().context("nothing mends it")?;
+                let mend = need["mend"][0].as_str().unwrap_or_default();
+                ensure!(table.contains(mend), "{mend} is not in:\n{table}");
                 missing.push((name.to_owned(), mend.to_owned()));
             }
         }

@@ -49,9 +49,9 @@ impl Agent {
         let known = self.masqueraded.iter().flat_map(|rules| &rules.sources);
         let known: Vec<&Source> = known.collect();
         for source in rules.sources.iter().filter(|s| !known.contains(s)) {
-            notes.push(match way(source) {
-                Some(way) => format!("masquerading {} out of {way}", source.prefix),
-                None => format!("note: egress {}: {}", source.prefix, NO_WAY),
+            notes.push(match self.obstacle(source) {
+                None => format!("masquerading {} out of {}", source.prefix, way(source)),
+                Some(why) => format!("note: egress {}: {why}", source.prefix),
             });
         }
         self.masqueraded = Some(rules);
@@ -69,24 +69,22 @@ impl Agent {
             Err(error) => Err(format!("{error:#}")),
         };
         let sources = self.masqueraded.iter().flat_map(|rules| &rules.sources);
-        let interfaces: BTreeMap<_, _> = sources.map(|s| (s.prefix, &s.interfaces)).collect();
+        let sources: BTreeMap<_, _> = sources.map(|s| (s.prefix, s)).collect();
         let described = self.config.egress.iter().map(|egress| {
             let counted = carried.as_ref().ok().and_then(|c| c.get(&egress.prefix));
             let Carried { new, out, back } = counted.copied().unwrap_or_default();
-            let interfaces = interfaces.get(&egress.prefix).copied();
-            let interfaces: Vec<String> = interfaces.into_iter().flatten().cloned().collect();
-            let absent = interfaces
-                .iter()
-                .find(|name| !self.links.iter().any(|link| link.name == **name));
-            let note = match (&carried, absent) {
-                (Err(why), _) => Some(why.clone()),
-                (Ok(_), _) if interfaces.is_empty() => Some(NO_WAY.to_owned()),
-                (Ok(_), absent) => absent.map(|name| format!("the interface {name} is not there")),
+            let source = sources.get(&egress.prefix).copied();
+            let note = match &carried {
+                Err(why) => Some(why.clone()),
+                Ok(_) => source.and_then(|source| self.obstacle(source)),
             };
+            let interfaces = source
+                .into_iter()
+                .flat_map(|source| source.interfaces.clone());
             Egress {
                 prefix: egress.prefix.to_string(),
                 interface: egress.interface.clone(),
-                interfaces,
+                interfaces: interfaces.collect(),
                 connections: new.packets,
                 out: out.into(),
                 back: back.into(),
@@ -94,6 +92,17 @@ impl Agent {
             }
         });
         described.collect()
+    }
+
+    /// Why connections of a prefix are not masqueraded, if they are not.
+    fn obstacle(&self, source: &Source) -> Option<String> {
+        let is_there = |name: &str| self.links.iter().any(|link| link.name == name);
+        if source.interfaces.is_empty() {
+            let why = "no attached interface has a default route: name one with --interface";
+            return Some(why.to_owned());
+        }
+        let absent = source.interfaces.iter().find(|name| !is_there(name))?;
+        Some(format!("the interface {absent} is not there"))
     }
 
     /// What the table is to do now.
@@ -145,13 +154,10 @@ impl Agent {
     }
 }
 
-/// Why a prefix is not masqueraded.
-const NO_WAY: &str = "no attached interface has a default route: name one with --interface";
-
 /// The interfaces in words.
-fn way(source: &Source) -> Option<String> {
+fn way(source: &Source) -> String {
     let names: Vec<&str> = source.interfaces.iter().map(|name| &**name).collect();
-    (!names.is_empty()).then(|| names.join(" and "))
+    names.join(" and ")
 }
 
 impl From<Counted> for Count {

@@ -20,11 +20,13 @@ pub struct Checked {
     pub service: String,
     /// What is needed.
     pub need: String,
+    /// What it is good for.
+    pub why: String,
     /// Whether it is met; null where that cannot be seen from the backend.
     pub met: Option<bool>,
     /// What there is.
     pub found: String,
-    /// What to type, or to do; empty if the need is met.
+    /// What to type; empty if the need is met, or [`why`](Self::why) says what is to be done.
     pub mend: Vec<String>,
 }
 
@@ -67,6 +69,7 @@ pub async fn check(recipes: &[Recipe], pins: &Path) -> Result<Vec<Checked>> {
             checked.push(Checked {
                 service: recipe.service.clone(),
                 need: need.title(),
+                why: need.why(),
                 met,
                 found,
                 mend,
@@ -195,28 +198,17 @@ impl Machine {
     }
 }
 
-/// What to do where a need is not met.
+/// What to type where a need is not met; nothing where that cannot be told.
 fn mend(need: &Need, machine: &Machine, towards: &Link) -> Vec<String> {
     let mut commands = Vec::new();
-    match need {
-        Need::WayOfItsOwn { .. } => {
-            commands.push("ip route replace default via YOUR-ROUTER".to_owned());
-        }
-        Need::Server { at, protocol } => {
-            commands.push(format!("let your server listen at {at}/{protocol}"));
-        }
-        Need::Address { address } => {
-            let loud = machine
-                .addresses
-                .iter()
-                .filter(|a| a.address == *address && a.ifindex == towards.index);
-            commands.extend(
-                loud.map(|held| {
-                    format!("ip addr del {address}/{} dev {}", held.prefix, towards.name)
-                }),
-            );
-        }
-        _ => {}
+    if let Need::Address { address } = need {
+        let loud = machine
+            .addresses
+            .iter()
+            .filter(|a| a.address == *address && a.ifindex == towards.index);
+        commands.extend(
+            loud.map(|held| format!("ip addr del {address}/{} dev {}", held.prefix, towards.name)),
+        );
     }
     commands.extend(need.commands(&towards.name));
     commands

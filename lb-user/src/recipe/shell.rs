@@ -20,8 +20,8 @@ pub fn script(recipe: &Recipe) -> String {
         needs,
     } = recipe;
     let mut text = format!(
-        "# {service} ({mode}) on backend {backend}, as root; until the machine starts again, so put it\n\
-         # into its network configuration, too\n"
+        "# Backend {backend} of service {service} ({mode}). For a root shell there; it lasts until the\n\
+         # machine starts again, unless its network configuration says the same.\n"
     );
     let steps: Vec<(String, Vec<String>)> = needs
         .iter()
@@ -99,9 +99,9 @@ impl Need {
                 "clients send segments that fit into the tunnel: answers to SYNs announce their size".into()
             }
             Self::Decap { .. } => {
-                "requests come out of the tunnel; with several load balancers --from for each".into()
+                "requests come out of the tunnel (of several load balancers: --from for each)".into()
             }
-            Self::Server { at, protocol } => format!("a server listens at {at}/{protocol}"),
+            Self::Server { at, protocol } => format!("let a server listen at {at}/{protocol}"),
         }
     }
 

@@ -24,7 +24,7 @@ use lb_tests::{
     scene::{Mode, Scene},
     server::{Mirror, Nginx},
     topology::{
-        Arms::Two,
+        Arms::{One, Two},
         Family::{self, V4, V6},
     },
     wait,
@@ -198,6 +198,50 @@ fn a_backend_reaches_outside_while_its_service_answers_v4() -> Result<()> {
 #[test]
 fn a_backend_reaches_outside_while_its_service_answers_v6() -> Result<()> {
     way_out(V6)
+}
+
+/// With one arm the way out is the interface that backends and clients are behind.
+fn one_arm(family: Family) -> Result<()> {
+    let scene = Scene::build(Mode::Nat, One, family, &[1, 1])?;
+    let network = &scene.network;
+    let backend = &network.backends[0];
+    let web = network.client.at(family, 80);
+    let nginx = Nginx::start(&network.client.netns, "outside", &[web], None)?;
+    scene.agent.ok(&format!("egress add {}", prefix(family)))?;
+    claims::under_load(&scene, || {
+        for _ in 0..5 {
+            assert_eq!(curl(&backend.netns, web)?.body, "outside");
+            claims::both_ends_see_true_addresses(&scene)?;
+        }
+        Ok(())
+    })?;
+    for access in nginx.accesses_once(5)? {
+        assert_eq!(access.remote_addr, network.balancer.address(family));
+    }
+    // What stays within the prefix keeps its source, also where the balancer is asked to route it.
+    let other = &network.backends[1];
+    let at = other.at(family, 7009);
+    let _mirror = Mirror::start(&other.netns, "b2", &[at])?;
+    let balancer = network.balancer.address(family);
+    backend
+        .netns
+        .ip(&format!("route add {} via {balancer}", at.ip()))?;
+    let from = backend.at(family, 0);
+    let answer = Conversation::open(&backend.netns, from, at)?.ask("within")?;
+    assert_eq!(answer.peer.ip(), from.ip());
+    let listed = scene.agent.json("egress list")?;
+    assert_eq!(number(&listed, "/0/connections"), 5, "{listed}");
+    Ok(())
+}
+
+#[test]
+fn one_arm_is_enough_v4() -> Result<()> {
+    one_arm(V4)
+}
+
+#[test]
+fn one_arm_is_enough_v6() -> Result<()> {
+    one_arm(V6)
 }
 
 #[test]

@@ -1,15 +1,19 @@
 //! How what was read is printed for people: tables without frames, for terminals of 80 to 120
 //! columns.
 
+mod egress;
+mod recipe;
+
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
 
 use crate::api::{
-    Backend, Count, Egress, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats,
-    Status,
+    Backend, Count, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats, Status,
 };
-use crate::recipe::check::Checked;
+
+pub use egress::egress;
+pub use recipe::checked;
 
 /// A table with these heads; those that begin with `>` are columns of numbers.
 fn table(heads: &[&str]) -> Table {
@@ -233,65 +237,6 @@ pub fn backends<'a>(
     text(&table)
 }
 
-/// `recipe --check`: what there is, then what mends the rest, to be pasted.
-pub fn checked(checked: &[Checked]) -> String {
-    let mut table = table(&["", "NEED", "FOUND"]);
-    let mut mending = String::new();
-    for Checked {
-        service: _,
-        need,
-        why,
-        met,
-        found,
-        mend,
-    } in checked
-    {
-        let word = match met {
-            Some(true) => "ok",
-            Some(false) => "missing",
-            None => "?",
-        };
-        table.add_row([word, need, found]);
-        if *met == Some(false) {
-            mending += &format!("\n# {why}\n");
-            mend.iter().for_each(|line| mending += &format!("{line}\n"));
-        }
-    }
-    text(&table) + &mending
-}
-
-/// `egress list`.
-pub fn egress(egress: &[Egress]) -> String {
-    let heads = ["EGRESS", "OUT OF", ">CONNECTIONS", ">OUT", ">BACK", "NOTE"];
-    let mut table = table(&heads);
-    for Egress {
-        prefix,
-        interface,
-        interfaces,
-        connections,
-        out,
-        back,
-        note,
-    } in egress
-    {
-        let names = interfaces.join(" ");
-        let way = match (interface, names.is_empty()) {
-            (_, false) => names,
-            (Some(interface), true) => interface.clone(),
-            (None, true) => "-".to_owned(),
-        };
-        table.add_row([
-            prefix,
-            &way,
-            &number(*connections),
-            &bytes(out.bytes),
-            &bytes(back.bytes),
-            note.as_deref().unwrap_or(""),
-        ]);
-    }
-    text(&table)
-}
-
 /// `stats`: sums, or, with an earlier look, rates.
 pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
     let rates = Rates::new(now, before);
@@ -331,7 +276,7 @@ pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
         out.push('\n');
     }
     if !now.egress.is_empty() {
-        out += &rates.egress(now, unit);
+        out += &egress::rates(&rates, now, unit);
         out.push('\n');
     }
     out + &reasons_by_interface(now, &rates, unit)
@@ -417,24 +362,6 @@ impl Rates {
         self.forward.insert(key.clone(), forward);
         self.back.insert(key.clone(), back);
         self.flows.insert(key, flows);
-    }
-
-    fn egress(&self, now: &Stats, unit: &str) -> String {
-        let heads = [
-            "EGRESS".to_owned(),
-            format!(">PACKETS OUT{unit}"),
-            format!(">BYTES OUT{unit}"),
-            format!(">PACKETS BACK{unit}"),
-            format!(">BYTES BACK{unit}"),
-            format!(">CONNECTIONS{unit}"),
-        ];
-        let mut table = table(&heads.each_ref().map(|h| &**h));
-        for egress in &now.egress {
-            let key = format!("egress {}", egress.prefix);
-            let prefix = &egress.prefix;
-            table.add_row(self.row(&key, prefix, &egress.out, &egress.back, egress.connections));
-        }
-        text(&table)
     }
 
     fn per_second(&self, now: u64, before: u64) -> u64 {

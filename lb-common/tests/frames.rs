@@ -58,6 +58,15 @@ fn verify(frame: &[u8]) -> Result<(), SliceError> {
             };
             assert_eq!(Ok(header.checksum), sum);
         }
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let header = icmp.header();
+            let sum = header.icmp_type.calc_checksum(icmp.payload());
+            assert_eq!(header.checksum, sum);
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let (a, b) = v6().expect("an IPv6 header is in front of it");
+            assert!(icmp.is_checksum_valid(a, b));
+        }
         _ => {}
     }
     Ok(())

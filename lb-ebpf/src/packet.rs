@@ -4,7 +4,7 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
 };
 use lb_common::{datapath::Packet, wire::Header};
 
@@ -63,6 +63,13 @@ impl Packet for XdpPacket {
         // SAFETY: the kernel's context is valid for the whole run; `&mut self` says that no header
         // is lent while the frame moves.
         (unsafe { bpf_xdp_adjust_head(self.ctx, -(bytes as i32)) }) == 0
+    }
+
+    #[inline(always)]
+    fn shrink_tail(&mut self, length: usize) -> bool {
+        let less = length as i32 - self.length() as i32;
+        // SAFETY: as in `grow_head`; the helper refuses what is shorter than an Ethernet header.
+        less <= 0 && (unsafe { bpf_xdp_adjust_tail(self.ctx, less) }) == 0
     }
 
     #[inline(always)]

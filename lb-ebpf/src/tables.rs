@@ -10,15 +10,18 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, bpf_fib_lookup as FibLookup, xdp_md},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf,
+    },
     helpers::generated::{bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
+    programs::XdpContext,
 };
 use lb_common::{
     abi::{
-        Address, Backend, BackendId, BackendState, Conversation, Counter, Direct, Endpoint,
-        EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode, Neighbour,
-        Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
+        Address, Answered, Backend, BackendId, BackendState, Conversation, Counter, Direct,
+        Endpoint, EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode,
+        Neighbour, Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
     },
     datapath::{
         Began, Flows, Report, Stage, Tables,
@@ -66,6 +69,17 @@ static NEW_FLOWS: LruHashMap<FlowKey, Flow, { limits::NEW_FLOWS as usize }> = Lr
 /// Conversations that clients opened with backends themselves. Written by the program.
 #[btf_map(name = "direct")]
 static DIRECT: LruHashMap<Conversation, Direct, { limits::DIRECT as usize }> = LruHashMap::new();
+
+/// What clients were told by ICMP, by prefix. Written by the program.
+#[btf_map(name = "answered")]
+static ANSWERED: LruHashMap<Address, Answered, { limits::ANSWERED as usize }> = LruHashMap::new();
+
+/// The programs of rare ways, by the numbers below. Written by the agent.
+#[btf_map(name = "programs")]
+static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+
+/// Place of the program that answers a packet.
+const ANSWER: u32 = 0;
 
 /// Round-robin tickets by service id: each CPU turns a wheel of its own, which shares no memory and
 /// gives every backend its weight's part all the same. Written by the program.
@@ -130,6 +144,13 @@ pub(crate) fn memory() -> Option<(&'static mut Parsed, &'static mut Step)> {
     Some((parsed, step))
 }
 
+/// Goes on in the program that answers packets. Comes back only if there is none.
+#[inline(always)]
+pub(crate) fn go_on_to_answer(ctx: &XdpContext) {
+    // SAFETY: nothing is held that would have to be dropped.
+    unsafe { PROGRAMS.tail_call(ctx, ANSWER) }
+}
+
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
@@ -166,6 +187,13 @@ impl Tables for BpfTables {
         SETTINGS
             .get(0)
             .is_some_and(|settings| settings.transmit_by_redirect != 0)
+    }
+
+    #[inline(always)]
+    fn answers_per_second(&self) -> u32 {
+        SETTINGS
+            .get(0)
+            .map_or(0, |settings| settings.answers_per_second)
     }
 
     #[inline(always)]
@@ -318,6 +346,19 @@ impl Flows for BpfTables {
     #[inline(always)]
     fn remove_direct(&mut self, conversation: &Conversation) {
         let _ = DIRECT.remove(conversation);
+    }
+
+    #[inline(always)]
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {
+        // SAFETY: as in `find`.
+        ANSWERED
+            .get_ptr_mut(prefix)
+            .map(|answered| unsafe { &mut *answered })
+    }
+
+    #[inline(always)]
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered) {
+        let _ = ANSWERED.insert(prefix, answered, 0);
     }
 
     #[inline(always)]

@@ -235,7 +235,7 @@ fn bulk(mode: &'static str, family: Family, outer: Family) -> Result<()> {
     let udp = [
         "--udp",
         "--bitrate",
-        "50M",
+        "10M",
         "--length",
         "1200",
         "--time",
@@ -243,7 +243,7 @@ fn bulk(mode: &'static str, family: Family, outer: Family) -> Result<()> {
     ];
     let report = client::iperf3(client, talk, &udp)?;
     let lost = report["end"]["sum"]["lost_percent"].as_f64();
-    assert!(lost.is_some_and(|lost| lost < 1.0), "{}", report["end"]);
+    assert!(lost.is_some_and(|lost| lost < 5.0), "{}", report["end"]);
     for name in ["http", "talk-tcp", "talk-udp"] {
         assert_eq!(tunnels.agent.carried(name)?.back, 0, "{name}");
     }
@@ -268,4 +268,72 @@ fn bulk_through_gue_4in6() -> Result<()> {
 #[test]
 fn bulk_through_gue_6in4() -> Result<()> {
     bulk("dsr-gue", V6, V4)
+}
+
+/// Every interface carries 1500 bytes and nobody is told to send less, so the client's segments are
+/// too long once they are in the tunnel. It is told by ICMP, sends shorter ones, and all arrives.
+fn a_transfer_that_starts_too_large_completes(
+    mode: &'static str,
+    family: Family,
+    outer: Family,
+    fits: u16,
+) -> Result<()> {
+    let tunnels = Tunnels::build(mode, Two, family, &[outer])?;
+    let client = &tunnels.network.client.netns;
+    let path = || client.tool(&format!("ip route get {}", tunnels.service(PORT).ip()));
+    let told = || -> Result<u64> {
+        let reasons = tunnels.agent.reasons()?;
+        Ok(reasons.get("too-big").copied().unwrap_or_default())
+    };
+
+    assert!(!path()?.contains("mtu"), "{}", path()?);
+    let forget = || -> Result<()> {
+        client.tool("ip route flush cache")?;
+        client.tool("ip -6 route flush cache").map(drop)
+    };
+    let line: String = (0..400_000).map(|n| format!("{n:x} ")).collect();
+    let upload = |port: u16| -> Result<()> {
+        let answer = tunnels.conversation(port)?.ask(line.trim())?;
+        assert!(answer.said == line.trim(), "not what was said");
+        Ok(())
+    };
+    upload(20_001)?;
+    let first = told()?;
+    assert!(first > 0, "{:?}", tunnels.agent.reasons()?);
+    assert!(path()?.contains(&format!("mtu {fits}")), "{}", path()?);
+    // Once it knows, it sends nothing that is too long.
+    upload(20_002)?;
+    assert_eq!(told()?, first);
+
+    // Another agent takes the program's place, and the client forgets.
+    tunnels.agent.crash()?;
+    forget()?;
+    upload(20_003)?;
+    tunnels.agent.attach("")?;
+    let again = told()?;
+    assert!(again > first, "not told while no agent runs");
+    forget()?;
+    upload(20_004)?;
+    assert!(told()? > again, "not told after the agent's restart");
+    Ok(())
+}
+
+#[test]
+fn path_mtu_ipip_v4() -> Result<()> {
+    a_transfer_that_starts_too_large_completes("dsr-ipip", V4, V4, 1480)
+}
+
+#[test]
+fn path_mtu_ipip_v6() -> Result<()> {
+    a_transfer_that_starts_too_large_completes("dsr-ipip", V6, V6, 1460)
+}
+
+#[test]
+fn path_mtu_gue_4in6() -> Result<()> {
+    a_transfer_that_starts_too_large_completes("dsr-gue", V4, V6, 1452)
+}
+
+#[test]
+fn path_mtu_gue_6in4() -> Result<()> {
+    a_transfer_that_starts_too_large_completes("dsr-gue", V6, V4, 1472)
 }

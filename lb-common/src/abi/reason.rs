@@ -12,6 +12,8 @@ pub enum Fate {
     Forwarded,
     /// Gone.
     Dropped,
+    /// Turned into an answer to whoever sent it.
+    Answered,
 }
 
 impl Fate {
@@ -21,6 +23,7 @@ impl Fate {
             Self::Passed => "passed",
             Self::Forwarded => "forwarded",
             Self::Dropped => "dropped",
+            Self::Answered => "answered",
         }
     }
 }
@@ -127,6 +130,15 @@ reasons! {
     /// The frame has no room in front for the outer header (dsr-ipip, dsr-gue): the driver leaves less
     /// than 48 bytes of headroom.
     NoHeadroom = 28, Dropped, "no-headroom";
+    /// Too long for the tunnel to the backend: the client was told the longest packet that fits, by ICMP
+    /// ("fragmentation needed") or ICMPv6 ("packet too big").
+    TooBig = 29, Answered, "too-big";
+    /// Too long for the tunnel and without DF: XDP cannot cut it, so it is gone, and the client was told
+    /// the longest packet that fits all the same.
+    TooBigWithoutDf = 30, Answered, "too-big-without-df";
+    /// Too long for the tunnel, and the client was not told: others of its prefix (/24, /56) were told
+    /// too often in this second, or its address is none that can be answered.
+    TooBigSuppressed = 31, Dropped, "too-big-suppressed";
 }
 
 impl Reason {

@@ -153,7 +153,7 @@ shared! {
 
 shared! {
     /// What concerns all services. One record.
-    pub struct Settings, 28 bytes {
+    pub struct Settings, 32 bytes {
         /// [`crate::abi::ABI_VERSION`] of the program that made the maps.
         pub abi_version: u32,
         /// Shortest time between two new-flow events on one CPU; `u32::MAX`: none are sent.
@@ -166,6 +166,8 @@ shared! {
         pub transmit_by_redirect: u32,
         /// For tunnel modes.
         pub tunnel: Tunnel,
+        /// How many ICMP messages the clients of one prefix get in a second.
+        pub answers_per_second: u32,
     }
 }
 

@@ -2,8 +2,10 @@
 //! data path's own [`Flows`].
 //!
 //! Compiled twice: into the XDP program and into host code, which tests, fuzzing and tracing run.
-//! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`].
+//! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`]; and, for packets
+//! that do not go on, [`answer`].
 
+pub mod answer;
 pub mod classify;
 mod packet;
 pub mod parse;
@@ -12,6 +14,7 @@ pub mod select;
 mod tables;
 pub mod track;
 
+pub use answer::answer;
 pub use packet::Packet;
 pub use tables::{Began, Flows, Report, Stage, Tables};
 
@@ -47,6 +50,15 @@ pub struct Sent {
     pub reason: Reason,
 }
 
+/// What has become of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It leaves.
+    Sent(Verdict, Reason),
+    /// [`answer`] is to answer it. Nothing of it has changed, and it is not counted yet.
+    Answer,
+}
+
 /// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
 /// working memory, whatever it holds, and so is `step`.
 #[inline(always)]
@@ -56,11 +68,15 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
     step: &mut Step,
     tables: &T,
     flows: &mut F,
-) -> (Verdict, Reason) {
+) -> End {
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, length, parsed) {
         Ok(()) => match forward(packet, parsed, step, length, tables, flows) {
             Ok(sent) => sent,
+            Err(reason) if reason.fate() == Fate::Answered => {
+                step.reason = reason;
+                return End::Answer;
+            }
             Err(reason) => stop(reason, parsed, ifindex, flows),
         },
         Err(reason) => Sent {
@@ -69,7 +85,7 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
         },
     };
     flows.count(ifindex, sent.reason, length);
-    (sent.verdict, sent.reason)
+    End::Sent(sent.verdict, sent.reason)
 }
 
 /// The way of a packet that has ports.

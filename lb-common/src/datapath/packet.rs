@@ -24,6 +24,11 @@ pub trait Packet {
     #[must_use]
     fn grow_head(&mut self, bytes: usize) -> bool;
 
+    /// Cuts the frame to its first `length` bytes. False if it is not that long, and nothing has
+    /// changed.
+    #[must_use]
+    fn shrink_tail(&mut self, length: usize) -> bool;
+
     /// Lets the frame begin `bytes` later: what was at `bytes` is at 0 then. False if that leaves no
     /// Ethernet header, and nothing has changed.
     #[must_use]

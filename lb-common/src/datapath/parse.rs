@@ -83,6 +83,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// TOS or traffic class, for routing.
     pub tos: u8,
+    /// Whether routers may cut it into fragments: IPv4 without DF.
+    pub may_be_cut: bool,
     /// See [`Self::irregular`]: the reason's number, 0 for none.
     irregular: u8,
 }
@@ -114,6 +116,7 @@ impl Default for Parsed {
             length: 0,
             ttl: 0,
             tos: 0,
+            may_be_cut: false,
             irregular: 0,
         }
     }
@@ -186,6 +189,7 @@ fn v4<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.length = length;
     parsed.ttl = header.ttl;
     parsed.tos = header.tos;
+    parsed.may_be_cut = !header.dont_fragment();
     let irregular = if header.more_fragments() {
         Some(Reason::FirstFragment)
     } else if usize::from(header_length) > Ipv4Header::LEN {
@@ -214,6 +218,7 @@ fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.destination = Address::v6(&header.destination);
     parsed.length = length;
     parsed.ttl = header.hop_limit;
+    parsed.may_be_cut = false;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);
     let layer = Layer3 {
         protocol: header.next_header,

@@ -5,8 +5,8 @@
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event, EventKind,
-        Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
+        Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event,
+        EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
     },
     datapath::parse::Parsed,
 };
@@ -28,6 +28,9 @@ pub trait Tables {
     /// Whether a frame leaves the interface it came in on by redirect
     /// ([`crate::abi::Settings::transmit_by_redirect`]).
     fn transmits_by_redirect(&self) -> bool;
+
+    /// How many ICMP messages the clients of one prefix get in a second.
+    fn answers_per_second(&self) -> u32;
 
     /// What tunnel modes need besides a backend's record ([`crate::abi::Settings::tunnel`]).
     fn tunnel(&self) -> Option<&Tunnel>;
@@ -75,6 +78,12 @@ pub trait Flows {
 
     /// Forgets a conversation.
     fn remove_direct(&mut self, conversation: &Conversation);
+
+    /// What the clients of a prefix, given by its first address, were told by ICMP.
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered>;
+
+    /// Notes the first thing that the clients of a prefix were told.
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered);
 
     /// Draws the next ticket of a service's round-robin wheel.
     fn ticket(&mut self, service: ServiceId) -> u32;

@@ -26,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, Verdict, parse::Parsed, rewrite::Step},
+    datapath::{self, End, Verdict, parse::Parsed, rewrite::Step},
 };
 
 /// What became of a frame.
@@ -45,7 +45,11 @@ pub fn process(frame: &[u8], ifindex: u32, tables: &HostTables, flows: &mut Host
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
     let mut step = Step::default();
-    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, &mut step, tables, flows);
+    let end = datapath::process(&mut packet, &mut parsed, &mut step, tables, flows);
+    let (verdict, reason) = match end {
+        End::Sent(verdict, reason) => (verdict, reason),
+        End::Answer => datapath::answer(&mut packet, &parsed, &step, tables, flows),
+    };
     Outcome {
         verdict,
         reason,

@@ -75,6 +75,14 @@ impl Packet for HostPacket {
         }
     }
 
+    fn shrink_tail(&mut self, length: usize) -> bool {
+        if length < EthernetHeader::LEN || self.start + length > self.end {
+            return false;
+        }
+        self.end = self.start + length;
+        true
+    }
+
     fn shrink_head(&mut self, bytes: usize) -> bool {
         if self.start + bytes + EthernetHeader::LEN > self.end {
             return false;
@@ -98,6 +106,16 @@ mod tests {
         assert!(packet.at_mut::<Ports>(4).is_none());
         packet.at_mut::<Ports>(2).expect("it fits").source = [8, 9];
         assert_eq!(packet.bytes(), [1, 2, 8, 9, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_frame_is_cut_at_its_tail_and_never_made_longer_there() {
+        let frame: Vec<u8> = (0..20).collect();
+        let mut packet = HostPacket::new(&frame, 1);
+        assert!(!packet.shrink_tail(21));
+        assert!(!packet.shrink_tail(13));
+        assert!(packet.shrink_tail(16));
+        assert_eq!(packet.bytes(), &frame[..16]);
     }
 
     #[test]

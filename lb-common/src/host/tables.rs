@@ -51,6 +51,8 @@ pub struct HostTables {
     pub transmit_by_redirect: u32,
     /// What tunnel modes need besides a backend's record.
     pub tunnel: Tunnel,
+    /// How many ICMP messages the clients of one prefix get in a second.
+    pub answers_per_second: u32,
 }
 
 impl Tables for HostTables {
@@ -76,6 +78,10 @@ impl Tables for HostTables {
 
     fn transmits_by_redirect(&self) -> bool {
         self.transmit_by_redirect != 0
+    }
+
+    fn answers_per_second(&self) -> u32 {
+        self.answers_per_second
     }
 
     fn tunnel(&self) -> Option<&Tunnel> {

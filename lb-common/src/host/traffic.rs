@@ -145,6 +145,7 @@ impl Traffic {
             .macs(ROUTER_MAC, CLIENTS_MAC);
         frame.ttl = *self.choose(&[64, 64, 64, 255, 2, 128]);
         frame.tos = *self.choose(&[0, 0, 0, 0x10, 0xb8, 3]);
+        frame.dont_fragment = from.is_ipv4() && self.rng.bool();
         let length = match self.rng.u8(0..20) {
             0 => self.rng.usize(1400..2000),
             1..4 => 0,

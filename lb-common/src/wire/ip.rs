@@ -74,6 +74,10 @@ pub const IPV6: u8 = IpProto::Ipv6 as u8;
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
 pub const UDP: u8 = IpProto::Udp as u8;
+/// Protocol number of ICMP (RFC 792).
+pub const ICMP: u8 = IpProto::Icmp as u8;
+/// Protocol number of ICMPv6 (RFC 4443).
+pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 /// Hop-by-hop options (RFC 8200 section 4.3).
 pub const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 /// Routing header (RFC 8200 section 4.4).

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, Ticks};
+use lb_common::abi::{self, Ticks, limits};
 
 pub use crate::kernel::Sizes;
 pub use diff::differences;
@@ -62,6 +62,7 @@ impl Config {
     pub fn settings(&self) -> abi::Settings {
         abi::Settings {
             tunnel: self.tunnel.abi(),
+            answers_per_second: limits::ANSWERS_PER_SECOND,
             ..self.events.abi()
         }
     }

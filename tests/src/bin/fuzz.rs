@@ -136,6 +136,7 @@ fn cut(mut frame: Vec<u8>, traffic: &mut Traffic) -> Vec<u8> {
 /// What the data path promises of every frame.
 fn check(frame: &[u8], outcome: &Outcome) -> Result<()> {
     let inner = match outcome.frame.len().checked_sub(frame.len()) {
+        _ if outcome.reason.fate() == Fate::Answered => None,
         Some(20 | 28 | 40 | 48) => Some(
             inner(&outcome.frame, GUE_PORT)
                 .context("grown, and not by outer headers that are right")?,
@@ -143,12 +144,16 @@ fn check(frame: &[u8], outcome: &Outcome) -> Result<()> {
         _ => None,
     };
     let after = inner.as_ref().unwrap_or(&outcome.frame);
-    ensure!(frame.len() == after.len(), "another length");
     let fate = outcome.reason.fate();
+    ensure!(
+        frame.len() == after.len() || fate == Fate::Answered,
+        "another length"
+    );
     match fate {
         Fate::Passed => ensure!(outcome.verdict == Verdict::Pass, "not ours and not passed"),
         Fate::Dropped => ensure!(outcome.verdict == Verdict::Drop, "dropped and not dropped"),
         Fate::Forwarded => ensure!(outcome.verdict != Verdict::Drop, "forwarded and dropped"),
+        Fate::Answered => return check_answer(frame, outcome),
     }
     if fate != Fate::Forwarded {
         ensure!(
@@ -166,6 +171,33 @@ fn check(frame: &[u8], outcome: &Outcome) -> Result<()> {
         Some(false) => {}
         None => ensure!(now.transport.is_none(), "there is a checksum now"),
     }
+    Ok(())
+}
+
+/// What it promises of a message about a frame: whole, and about that frame.
+fn check_answer(frame: &[u8], outcome: &Outcome) -> Result<()> {
+    let answer = &outcome.frame;
+    ensure!(
+        matches!(outcome.verdict, Verdict::Transmit | Verdict::Redirect(_)),
+        "answered and not sent"
+    );
+    let sums = checksums(answer);
+    ensure!(
+        sums.ip != Some(false) && sums.transport == Some(true),
+        "an answer with a wrong checksum"
+    );
+    let (head, longest) = match answer.get(12..14) {
+        Some([0x08, 0x00]) => (14 + 20 + 8, 14 + 576),
+        _ => (14 + 40 + 8, 14 + 1280),
+    };
+    ensure!(answer.len() <= longest, "a long answer");
+    let quoted = &answer[head..];
+    ensure!(
+        quoted.len() >= 28 && frame[14..].starts_with(quoted),
+        "an answer about another packet"
+    );
+    let is_back = answer[..6] == frame[6..12] && answer[6..12] == frame[..6];
+    ensure!(is_back, "an answer to somebody else");
     Ok(())
 }
 

@@ -63,7 +63,7 @@ pub struct Step {
     /// What is done besides addressing the frame.
     change: Change,
     /// Its counter.
-    reason: Reason,
+    pub(super) reason: Reason,
     /// The new port; the destination port of an outer UDP header.
     port: Port,
     /// The new address; the destination of an outer header.
@@ -72,6 +72,8 @@ pub struct Step {
     source: Address,
     /// The flow's hash, for outer headers.
     hash: u64,
+    /// Longest packet that fits, where this one does not.
+    pub(super) mtu: u16,
     /// Where the frame goes; an unresolved neighbour: to the kernel, which routes the packet.
     next: Neighbour,
 }
@@ -85,6 +87,7 @@ impl Default for Step {
             address: Address::default(),
             source: Address::default(),
             hash: 0,
+            mtu: 0,
             next: Neighbour::default(),
         }
     }
@@ -201,7 +204,7 @@ fn ask<F: Flows>(parsed: &Parsed, address: &Address, ifindex: u32, flows: &mut F
 
 /// Addresses the frame to a neighbour.
 #[inline(always)]
-fn address<P: Packet, T: Tables>(
+pub(super) fn address<P: Packet, T: Tables>(
     packet: &mut P,
     neighbour: &Neighbour,
     tables: &T,

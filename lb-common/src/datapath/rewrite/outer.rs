@@ -5,7 +5,8 @@
 //! and nothing else of it changes. DSCP and ECN are copied outwards (RFC 6040 section 4.1), the outer
 //! TTL is 64, an outer IPv4 header has DF set (and so needs no identification, RFC 6864 section 4.1),
 //! an outer IPv6 header has a flow label from the flow's hash (RFC 6438). A packet in a tunnel never
-//! goes through the kernel's stack: unresolved means dropped, as in `dsr-l2`.
+//! goes through the kernel's stack: unresolved means dropped, as in `dsr-l2`. One that is too long for the way
+//! to the backend, with its outer headers, is answered ([`crate::datapath::answer`]).
 
 use super::{Change, Step, alive, gue};
 use crate::{
@@ -57,6 +58,14 @@ pub(super) fn towards<T: Tables>(
     let tunnel = tables.tunnel().ok_or(Reason::NoService)?;
     if backend.source == Address::default() {
         return Err(Reason::BackendUnresolved);
+    }
+    let head = Family::of(&backend.address).header_length() + kind.length();
+    if backend.mtu != 0 && usize::from(parsed.length) + head > usize::from(backend.mtu) {
+        step.mtu = backend.mtu.saturating_sub(head as u16);
+        return Err(match parsed.may_be_cut {
+            true => Reason::TooBigWithoutDf,
+            false => Reason::TooBig,
+        });
     }
     let (next, reason) = if backend.neighbour.is_resolved() {
         (backend.neighbour, Reason::ToBackend)

@@ -81,6 +81,29 @@ pub enum Command {
     /// Add, remove, list and change backends
     #[command(subcommand)]
     Backend(Backend),
+    /// Masquerade connections that backends open themselves
+    #[command(subcommand)]
+    Egress(Egress),
+    /// Print what backends need in their service's mode, or check on a backend what is missing
+    #[command(after_help = "Examples:
+  lb-user recipe web                          commands for each backend of web
+  lb-user recipe web 10.0.1.5                 of one
+  lb-user recipe web -o json > web.json       to take to the backends
+  lb-user recipe --check web.json             there: what is missing (exit code 1), and what mends it
+  ssh lb lb-user recipe web -o json | lb-user recipe --check -
+
+--check needs no agent and changes nothing.")]
+    Recipe {
+        /// The service's name
+        #[arg(required_unless_present = "check")]
+        service: Option<String>,
+        /// Only this backend, with or without its port
+        #[arg(value_name = "ADDRESS[:PORT]")]
+        backend: Option<String>,
+        /// Check this machine against a recipe; - is standard input
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["service", "backend"])]
+        check: Option<PathBuf>,
+    },
     /// On a backend: take packets out of tunnels (dsr-ipip, dsr-gue) and give them to the kernel
     #[command(subcommand)]
     Decap(Decap),
@@ -352,6 +375,40 @@ pub enum Backend {
     },
 }
 
+/// `egress`.
+#[derive(Debug, Subcommand)]
+pub enum Egress {
+    /// Masquerade new connections from a network; services' traffic is never touched
+    #[command(after_help = "Examples:
+  sudo lb-user egress add 10.0.1.0/24
+  sudo lb-user egress add 2001:db8:b::/64 --interface eth0
+
+A table of nftables (inet lb-user-INSTANCE) does it; detach removes it. Left as they are: answers of
+services, everything from a service's address or from and to a backend's service port, this host's
+own connections, those within the network, and TCP connections that are open already.")]
+    Add {
+        /// The network, or one address
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+        /// Out of this interface [default: attached ones that a default route goes out of]
+        #[arg(long, value_name = "INTERFACE")]
+        interface: Option<String>,
+    },
+    /// Masquerade connections from a network no more: those that are open break off
+    #[command(after_help = "Examples:
+  sudo lb-user egress del 10.0.1.0/24")]
+    Del {
+        /// The network, as in `add`
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+    },
+    /// List networks with what they have carried
+    #[command(after_help = "Examples:
+  lb-user egress list
+  lb-user egress list -o json")]
+    List,
+}
+
 /// `decap`.
 #[derive(Debug, Subcommand)]
 pub enum Decap {
@@ -366,7 +423,7 @@ two packets, and the counters go on.
 Takes off IPv4 and IPv6 inside IPv4 and IPv6 (IPIP), and IP directly behind UDP (GUE variant 1), if the
 outer packet is from one of the addresses and for this host. Everything else passes untouched. The
 service's address must be on lo, or the kernel throws away what comes out: `lb-user recipe SERVICE`
-prints what a backend needs, `lb-user recipe SERVICE --check` tells what is missing here.
+prints what a backend needs, `lb-user recipe --check FILE` tells what is missing here.
 
 It lasts until `decap detach` or the next start of the machine.")]
     Attach(DecapAttach),

@@ -107,6 +107,94 @@ impl Network {
         gateways.retain(|hop| interfaces.contains(&hop.ifindex));
         Ok(gateways)
     }
+
+    /// The default routes of the family of `like` in the main table, a route of several paths as
+    /// several: the one that counts first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn default_routes(&self, like: IpAddr) -> Result<Vec<DefaultRoute>> {
+        let question = match like {
+            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut found = Vec::new();
+        let mut routes = std::pin::pin!(self.handle.route().get(question).execute());
+        while let Some(route) = routes
+            .try_next()
+            .await
+            .map_err(refusal)
+            .context("cannot list the routes")?
+        {
+            let header = &route.header;
+            if header.destination_prefix_length == 0
+                && header.kind == RouteType::Unicast
+                && header.table == RouteHeader::RT_TABLE_MAIN
+            {
+                found.extend(default_routes(&route, like.is_ipv4()));
+            }
+        }
+        // Of equal metrics the kernel takes the one it lists first.
+        found.sort_by_key(|route| route.metric);
+        Ok(found)
+    }
+}
+
+/// A route to everywhere, or one path of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is of IPv4.
+    pub is_ipv4: bool,
+    /// Index of the interface it goes out of.
+    pub ifindex: u32,
+    /// Its router; none if everything is on-link.
+    pub gateway: Option<IpAddr>,
+    /// The lowest counts.
+    pub metric: u32,
+    /// The MTU it sets, in bytes.
+    pub mtu: Option<u32>,
+    /// The MSS it has TCP announce, in bytes.
+    pub advmss: Option<u32>,
+}
+
+/// The paths of a default route.
+fn default_routes(route: &RouteMessage, is_ipv4: bool) -> Vec<DefaultRoute> {
+    let mut all = DefaultRoute {
+        is_ipv4,
+        ifindex: interface(&route.attributes).unwrap_or_default(),
+        gateway: gateway(&route.attributes),
+        metric: 0,
+        mtu: None,
+        advmss: None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => all.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => all.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => all.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let several: Vec<DefaultRoute> = paths(route)
+        .map(|path| DefaultRoute {
+            ifindex: path.interface_index,
+            gateway: gateway(&path.attributes),
+            ..all
+        })
+        .collect();
+    if several.is_empty() {
+        vec![all]
+    } else {
+        several
+    }
 }
 
 /// The kernel's answer about `destination` as a next hop.

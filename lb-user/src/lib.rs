@@ -17,4 +17,5 @@ pub mod network;
 pub mod objects;
 pub mod output;
 pub mod plan;
+pub mod recipe;
 pub mod state;

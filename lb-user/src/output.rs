@@ -1,6 +1,9 @@
 //! How what was read is printed for people: tables without frames, for terminals of 80 to 120
 //! columns.
 
+mod egress;
+mod recipe;
+
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -8,6 +11,9 @@ use comfy_table::{CellAlignment, Table, presets::NOTHING};
 use crate::api::{
     Backend, Count, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats, Status,
 };
+
+pub use egress::egress;
+pub use recipe::checked;
 
 /// A table with these heads; those that begin with `>` are columns of numbers.
 fn table(heads: &[&str]) -> Table {
@@ -103,6 +109,9 @@ pub fn status(status: &Status) -> String {
             );
         }
     }
+    if !status.egress.is_empty() {
+        out += &format!("\n{}", egress(&status.egress));
+    }
     if status.services.is_empty() {
         out += "\nno services: sudo lb-user service add 203.0.113.10:80/tcp --name web\n";
     }
@@ -130,6 +139,15 @@ fn interfaces(interfaces: &[Interface]) -> String {
         ]);
     }
     text(&table)
+}
+
+/// The interface a backend is reached through, and what outer headers come from.
+fn via(backend: &Backend) -> String {
+    let interface = dash(backend.interface.as_deref());
+    match &backend.outer_source {
+        Some(source) => format!("{interface} from {source}"),
+        None => interface.to_owned(),
+    }
 }
 
 /// `service list`.
@@ -209,7 +227,7 @@ pub fn backends<'a>(
                     .mac
                     .clone()
                     .unwrap_or_else(|| "unresolved".to_owned()),
-                dash(backend.interface.as_deref()).to_owned(),
+                via(backend),
                 number(backend.new_flows),
                 bytes(backend.forward.bytes),
                 bytes(backend.back.bytes),
@@ -255,6 +273,10 @@ pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
     let mut out = String::new();
     if !now.services.is_empty() {
         out += &text(&table);
+        out.push('\n');
+    }
+    if !now.egress.is_empty() {
+        out += &egress::rates(&rates, now, unit);
         out.push('\n');
     }
     out + &reasons_by_interface(now, &rates, unit)
@@ -317,6 +339,14 @@ impl Rates {
                 let key = format!("{} {}", service.name, backend.address);
                 rates.keep(key, backend.forward, backend.back, backend.new_flows);
             }
+        }
+        for egress in &before.egress {
+            rates.keep(
+                format!("egress {}", egress.prefix),
+                egress.out,
+                egress.back,
+                egress.connections,
+            );
         }
         for interface in &before.interfaces {
             for (reason, &count) in &interface.reasons {

@@ -35,6 +35,9 @@ pub struct State {
     pub no_sysctl: bool,
     /// Whether no address is put on any interface (`attach --no-address`).
     pub no_address: bool,
+    /// Whether there may be an nftables table of the agent's.
+    #[serde(default)]
+    pub nftables: bool,
     /// The network namespace that the agent entered, if it did.
     pub netns: Option<String>,
 }

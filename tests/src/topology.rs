@@ -267,6 +267,26 @@ impl Network {
         self.balancer.netns.ip(INNER)
     }
 
+    /// Gives the links between client, balancer and backends another MTU; the router keeps 1500.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel refuses it.
+    pub fn enlarge(&self, mtu: u16) -> Result<()> {
+        let enlarge =
+            |netns: &Netns, device: &str| netns.ip(&format!("link set {device} mtu {mtu}"));
+        enlarge(&self.client.netns, "eth0")?;
+        for device in self.interfaces() {
+            enlarge(&self.balancer.netns, device)?;
+        }
+        enlarge(&self.switch, "balancer")?;
+        for backend in &self.backends {
+            enlarge(&backend.netns, "eth0")?;
+            enlarge(&self.switch, &backend.name)?;
+        }
+        Ok(())
+    }
+
     fn join_two_arms(&self) -> Result<()> {
         let (client, balancer) = (&self.client.netns, &self.balancer.netns);
         veth((client, "eth0"), (balancer, "eth0"))?;

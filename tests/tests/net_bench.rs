@@ -18,8 +18,8 @@ fn every_packet_of_the_benchmark_takes_its_way() {
         .expect("the bench succeeds");
     let report: Value = serde_json::from_str(&text).expect("the bench prints JSON");
 
-    // The floor and six ways, of each family, with each number of flows.
-    assert_eq!(rows(&report, "harness").len(), 2 * 2 * 7);
+    // The floor and eight ways, of each family, with each number of flows.
+    assert_eq!(rows(&report, "harness").len(), 2 * 2 * 9);
     let live = rows(&report, "live");
     for path in ["nat", "dsr-l2", "kernel: nftables stateful DNAT"] {
         assert!(

@@ -182,3 +182,13 @@ impl Fragment {
     /// (`net.ipv4.ipfrag_time`).
     pub const LIFETIME: Ticks = Ticks(30 * Ticks::PER_SECOND);
 }
+
+shared! {
+    /// The ICMP messages that the clients of one prefix got. Keyed by the prefix's first address.
+    pub struct Answered, 8 bytes {
+        /// When the second began in which they are counted.
+        pub since: Ticks,
+        /// How many.
+        pub count: u32,
+    }
+}

@@ -36,6 +36,26 @@ pub enum Part {
     Later = 2,
 }
 
+impl Family {
+    /// The family of an address.
+    #[inline(always)]
+    pub fn of(address: &Address) -> Self {
+        match address.is_v4() {
+            true => Self::V4,
+            false => Self::V6,
+        }
+    }
+
+    /// Bytes of an IP header without options and extension headers.
+    #[inline(always)]
+    pub const fn header_length(self) -> usize {
+        match self {
+            Self::V4 => Ipv4Header::LEN,
+            Self::V6 => Ipv6Header::LEN,
+        }
+    }
+}
+
 /// A TCP or UDP packet.
 ///
 /// Too large for the program's stack: it lies in working memory that the caller lends, whose zeroed
@@ -71,6 +91,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// TOS or traffic class, for routing.
     pub tos: u8,
+    /// Whether routers may cut it into fragments: IPv4 without DF.
+    pub may_be_cut: bool,
     /// See [`Self::l3`].
     l3: u16,
     /// See [`Self::l4`].
@@ -109,6 +131,7 @@ impl Default for Parsed {
             length: 0,
             ttl: 0,
             tos: 0,
+            may_be_cut: false,
             l3: 0,
             l4: 0,
         }
@@ -220,6 +243,7 @@ fn v4<P: Packet>(
     parsed.length = length;
     parsed.ttl = header.ttl;
     parsed.tos = header.tos;
+    parsed.may_be_cut = !header.dont_fragment();
     let part = if header.is_whole() {
         Part::Whole
     } else {
@@ -256,6 +280,7 @@ fn v6<P: Packet>(
     parsed.destination = Address::v6(&header.destination);
     parsed.length = length;
     parsed.ttl = header.hop_limit;
+    parsed.may_be_cut = false;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);
     let payload = Payload {
         protocol: header.next_header,

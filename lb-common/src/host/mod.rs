@@ -7,9 +7,10 @@
 //!
 //! Reading order: [`packet`], [`tables`], [`flows`] (the traits); [`world`] (a fixed set-up);
 //! [`Balancer`] (both together); [`frame`] (frames made, read and described), [`traffic`] (random ones), [`fixtures`] (frames
-//! whose fate is written down).
+//! whose fate is written down). [`decap`] has the same for a backend.
 
 mod balancer;
+pub mod decap;
 pub mod fixtures;
 pub mod flows;
 pub mod frame;
@@ -25,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, Verdict, parse::Parsed},
+    datapath::{self, End, Verdict, parse::Parsed},
 };
 
 /// What became of a frame.
@@ -43,7 +44,12 @@ pub struct Outcome {
 pub fn process(frame: &[u8], ifindex: u32, tables: &HostTables, flows: &mut HostFlows) -> Outcome {
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
-    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, tables, flows);
+    let end = datapath::process(&mut packet, &mut parsed, tables, flows);
+    let (verdict, reason) = match end {
+        End::Sent(verdict, reason) => (verdict, reason),
+        End::Answer(answer) => datapath::answer(&mut packet, &parsed, &answer, tables, flows),
+        End::Later => datapath::fragment::follow(&mut packet, &parsed, tables, flows),
+    };
     Outcome {
         verdict,
         reason,

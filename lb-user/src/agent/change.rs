@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use ::log::{error, info};
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{Agent, Attachment};
+use super::{Agent, Attachment, way::Half};
 use crate::{
     api::{Detach, Detached, Edited, Edits},
     config::{Config, Edit, Interface, RawConfig, XdpMode, differences},
     kernel,
-    network::{XdpPlace, sysctl},
+    network::{XdpPlace, masquerade, sysctl},
     plan,
     state::State,
 };
@@ -96,6 +96,7 @@ impl Agent {
             config: self.config.clone(),
             tables: self.tables.clone(),
             attachments: self.attachments.clone(),
+            masqueraded: self.masqueraded.clone(),
         };
         let mut notes = Vec::new();
         let result = self.carry_out(raw, config, required, &mut notes).await;
@@ -124,11 +125,13 @@ impl Agent {
         for interface in self.config.interfaces.clone() {
             self.attach(&interface, required.contains(&interface.name), notes)?;
         }
-        self.kernel.set_settings(self.config.events.abi())?;
+        self.write_settings(Half::Old)?;
         self.write_locals()?;
         self.resolve_backends(notes).await?;
         self.fill(notes).await?;
-        self.write_neighbours().await?;
+        self.write_ways().await?;
+        self.write_settings(Half::New)?;
+        self.masquerade(notes).await?;
         self.folder.save(&self.state)
     }
 
@@ -333,18 +336,29 @@ impl Agent {
             }
             settings = sysctl::Before::default();
         }
+        // A table that may be there stays known until it is removed.
+        let nftables = self.state.nftables;
         // Settings that were made for more interfaces do no harm to those that were attached.
         self.state = State {
             settings,
+            nftables,
             ..before.state
         };
+        if self.masqueraded != before.masqueraded
+            && let Err(error) = self.masquerade(&mut Vec::new()).await
+        {
+            error!("while putting back: {error:#}");
+        }
         self.built = plan::Built::default();
         let saved = self
             .look()
             .await
             .and_then(|()| self.write_locals())
             .and_then(|()| self.folder.save(&self.state));
-        if let Err(error) = saved.and(self.write_neighbours().await) {
+        if let Err(error) = saved
+            .and(self.write_ways().await)
+            .and(self.write_settings(Half::New))
+        {
             error!("while putting back: {error:#}");
         }
     }
@@ -384,4 +398,5 @@ struct Before {
     config: Config,
     tables: plan::Tables,
     attachments: std::collections::BTreeMap<String, Attachment>,
+    masqueraded: Option<masquerade::Rules>,
 }

@@ -10,7 +10,7 @@ use lb_common::abi::limits;
 
 use super::{
     Algorithm, Backend, Config, Error, Events, Interface, Mode, Placement, Protocol, RawConfig,
-    Service, Sizes, State, Timeouts, parse,
+    Service, Sizes, State, Timeouts, Tunnel, egress, parse,
     raw::{RawAddress, RawBackend, RawService, RawSizes, RawTimeouts, Span},
 };
 
@@ -32,6 +32,7 @@ impl Config {
         let sizes = sizes(&raw.sizes)?;
         let timeouts = timeouts(&raw.timeouts, &Timeouts::default(), "[timeouts]")?;
         let events = Events::default();
+        let tunnel = Tunnel::check(&raw.tunnel)?;
         let services = raw
             .services
             .iter()
@@ -44,6 +45,8 @@ impl Config {
                 new_flows: raw.events.new_flows.unwrap_or(events.new_flows),
                 drops: raw.events.drops.unwrap_or(events.drops),
             },
+            egress: egress::check(&raw.egress)?,
+            tunnel,
             services,
             warnings: Vec::new(),
             checked: Checked,
@@ -79,12 +82,7 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
     written
         .map(|interface| {
             let name = interface.name.clone();
-            // The kernel's dev_valid_name().
-            let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
-            let is_name = (1..=15).contains(&name.len()) && !matches!(&*name, "." | "..");
-            if !is_name || name.contains(wrong) {
-                return Err(Error::InterfaceName { name });
-            }
+            interface_name(&name)?;
             if !seen.insert(name.clone()) {
                 return Err(Error::DuplicateInterface { name });
             }
@@ -94,6 +92,16 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
             })
         })
         .collect()
+}
+
+/// Refuses what is no name of an interface: the kernel's `dev_valid_name()`.
+pub(super) fn interface_name(name: &str) -> Result<(), Error> {
+    let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    let is_name = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
+    if is_name && !name.contains(wrong) {
+        return Ok(());
+    }
+    Err(Error::InterfaceName { name: name.into() })
 }
 
 fn sizes(raw: &RawSizes) -> Result<Sizes, Error> {
@@ -124,6 +132,7 @@ fn sizes(raw: &RawSizes) -> Result<Sizes, Error> {
         flows: entries("flows", raw.flows, default.flows)?,
         new_flows: entries("new_flows", raw.new_flows, default.new_flows)?,
         direct: entries("direct", raw.direct, default.direct)?,
+        fragments: entries("fragments", raw.fragments, default.fragments)?,
         locals: entries("locals", raw.locals, default.locals)?,
         interfaces: entries("interfaces", raw.interfaces, default.interfaces)?,
         event_bytes,
@@ -248,15 +257,16 @@ fn backend(raw: &RawBackend, of: &RawService, mode: Mode, first: IpAddr) -> Resu
     let address = parse::socket(&raw.address, of.port, || {
         format!("backend {} of service {:?}", raw.address, of.name)
     })?;
-    if address.is_ipv4() != first.is_ipv4() {
-        return Err(Error::FamilyMix {
+    if address.is_ipv4() != first.is_ipv4() && !mode.is_tunnel() {
+        return Err(Error::BackendFamily {
             service: of.name.clone(),
+            address,
             first,
-            other: address.ip(),
         });
     }
-    if mode == Mode::DsrL2 && address.port() != of.port {
+    if mode != Mode::Nat && address.port() != of.port {
         return Err(Error::DsrPort {
+            mode,
             service: of.name.clone(),
             address,
             port: of.port,

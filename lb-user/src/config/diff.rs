@@ -1,6 +1,6 @@
 //! The difference of two configurations, in words.
 
-use super::{Backend, Config, Service};
+use super::{Backend, Config, Service, Source, Tunnel};
 
 /// What changes from `old` to `new`: a line each, `+` for what comes, `-` for what goes and `~`
 /// for what becomes different.
@@ -30,6 +30,20 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
             new.events.new_flows, new.events.drops
         ));
     }
+    egress(old, new, &mut lines);
+    if old.tunnel != new.tunnel {
+        let of = |source: Source| match source {
+            Source::Route => "by route".to_owned(),
+            Source::Address(address) => address.to_string(),
+            Source::Prefix(network, length) => format!("{network}/{length}"),
+        };
+        let Tunnel { v4, v6, gue_port } = new.tunnel;
+        lines.push(format!(
+            "~ tunnel: source IPv4 {}, IPv6 {}, GUE port {gue_port}",
+            of(v4),
+            of(v6)
+        ));
+    }
     for service in &new.services {
         match old.service(&service.name) {
             Some(known) => changed(known, service, &mut lines),
@@ -51,6 +65,28 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     lines
+}
+
+fn egress(old: &Config, new: &Config, lines: &mut Vec<String>) {
+    let known =
+        |config: &Config, prefix| config.egress.iter().find(|e| e.prefix == prefix).cloned();
+    for egress in &new.egress {
+        match known(old, egress.prefix) {
+            None => lines.push(format!("+ egress {egress}")),
+            Some(known) if known != *egress => lines.push(format!(
+                "~ egress {}: out of {} -> {}",
+                egress.prefix,
+                known.way(),
+                egress.way()
+            )),
+            Some(_) => {}
+        }
+    }
+    for egress in &old.egress {
+        if known(new, egress.prefix).is_none() {
+            lines.push(format!("- egress {egress}"));
+        }
+    }
 }
 
 fn places(service: &Service) -> String {

@@ -13,6 +13,7 @@ mod apply;
 mod attach;
 mod batch;
 mod counters;
+pub mod decap;
 mod flows;
 mod open;
 mod pins;
@@ -51,6 +52,8 @@ pub struct Sizes {
     pub new_flows: u32,
     /// Conversations opened directly with a backend.
     pub direct: u32,
+    /// Datagrams whose later fragments follow the first.
+    pub fragments: u32,
     /// Addresses of this host.
     pub locals: u32,
     /// Attached interfaces.
@@ -68,6 +71,7 @@ impl Default for Sizes {
             flows: limits::FLOWS,
             new_flows: limits::NEW_FLOWS,
             direct: limits::DIRECT,
+            fragments: limits::FRAGMENTS,
             locals: limits::LOCALS,
             interfaces: limits::INTERFACES,
             event_bytes: limits::EVENT_BYTES,
@@ -85,6 +89,7 @@ impl Sizes {
             "flows" => self.flows,
             "new_flows" => self.new_flows,
             "direct" => self.direct,
+            "fragments" => self.fragments,
             "locals" => self.locals,
             "if_counters" => self.interfaces,
             "events" => self.event_bytes,
@@ -94,7 +99,7 @@ impl Sizes {
 }
 
 /// The maps whose size is in [`Sizes`].
-const SIZED: [&str; 12] = [
+const SIZED: [&str; 13] = [
     "services",
     "slots",
     "rotations",
@@ -105,6 +110,7 @@ const SIZED: [&str; 12] = [
     "flows",
     "new_flows",
     "direct",
+    "fragments",
     "locals",
     "if_counters",
 ];
@@ -196,7 +202,12 @@ impl Kernel {
         })
     }
 
-    fn settings(&self) -> Result<Settings> {
+    /// What concerns all services, as it was last written.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn settings(&self) -> Result<Settings> {
         let settings = self.maps.settings.get(&0, 0);
         settings.context("cannot read the map settings")
     }

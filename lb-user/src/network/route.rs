@@ -10,8 +10,8 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::{
     RouteMessageBuilder,
     packet_route::route::{
-        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteNextHop, RouteNextHopFlags,
-        RouteType, RouteVia,
+        RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+        RouteNextHopFlags, RouteType, RouteVia,
     },
 };
 
@@ -27,6 +27,18 @@ pub struct NextHop {
     pub address: IpAddr,
 }
 
+/// The kernel's way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where packets go next.
+    pub hop: NextHop,
+    /// The address of this host that the kernel would send from.
+    pub source: Option<IpAddr>,
+    /// The longest packet, in bytes, if the route has a word on it (`mtu 1400`, or what ICMP has
+    /// told); the interface has one too.
+    pub mtu: Option<u32>,
+}
+
 impl Network {
     /// Where a packet to `destination` goes next; nothing if there is no route to it, or if it is
     /// this host's own address. Of a multipath route one of the paths that are up.
@@ -35,6 +47,15 @@ impl Network {
     ///
     /// When the kernel does not answer.
     pub async fn resolve(&self, destination: IpAddr) -> Result<Option<NextHop>> {
+        Ok(self.way(destination).await?.map(|route| route.hop))
+    }
+
+    /// As [`Self::resolve`], with all that the kernel says of the way.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn way(&self, destination: IpAddr) -> Result<Option<Route>> {
         let question = match destination {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -45,7 +66,11 @@ impl Network {
         };
         let answer = self.handle.route().get(question).execute().try_next().await;
         match answer {
-            Ok(Some(route)) => Ok(next_hop(&route, destination)),
+            Ok(Some(route)) => Ok(next_hop(&route, destination).map(|hop| Route {
+                hop,
+                source: preferred_source(&route.attributes),
+                mtu: mtu(&route.attributes),
+            })),
             Ok(None) => Ok(None),
             Err(error) if is_no_route(&error) => Ok(None),
             Err(error) => {
@@ -81,6 +106,94 @@ impl Network {
         }
         gateways.retain(|hop| interfaces.contains(&hop.ifindex));
         Ok(gateways)
+    }
+
+    /// The default routes of the family of `like` in the main table, a route of several paths as
+    /// several: the one that counts first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn default_routes(&self, like: IpAddr) -> Result<Vec<DefaultRoute>> {
+        let question = match like {
+            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut found = Vec::new();
+        let mut routes = std::pin::pin!(self.handle.route().get(question).execute());
+        while let Some(route) = routes
+            .try_next()
+            .await
+            .map_err(refusal)
+            .context("cannot list the routes")?
+        {
+            let header = &route.header;
+            if header.destination_prefix_length == 0
+                && header.kind == RouteType::Unicast
+                && header.table == RouteHeader::RT_TABLE_MAIN
+            {
+                found.extend(default_routes(&route, like.is_ipv4()));
+            }
+        }
+        // Of equal metrics the kernel takes the one it lists first.
+        found.sort_by_key(|route| route.metric);
+        Ok(found)
+    }
+}
+
+/// A route to everywhere, or one path of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is of IPv4.
+    pub is_ipv4: bool,
+    /// Index of the interface it goes out of.
+    pub ifindex: u32,
+    /// Its router; none if everything is on-link.
+    pub gateway: Option<IpAddr>,
+    /// The lowest counts.
+    pub metric: u32,
+    /// The MTU it sets, in bytes.
+    pub mtu: Option<u32>,
+    /// The MSS it has TCP announce, in bytes.
+    pub advmss: Option<u32>,
+}
+
+/// The paths of a default route.
+fn default_routes(route: &RouteMessage, is_ipv4: bool) -> Vec<DefaultRoute> {
+    let mut all = DefaultRoute {
+        is_ipv4,
+        ifindex: interface(&route.attributes).unwrap_or_default(),
+        gateway: gateway(&route.attributes),
+        metric: 0,
+        mtu: None,
+        advmss: None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => all.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => all.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => all.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let several: Vec<DefaultRoute> = paths(route)
+        .map(|path| DefaultRoute {
+            ifindex: path.interface_index,
+            gateway: gateway(&path.attributes),
+            ..all
+        })
+        .collect();
+    if several.is_empty() {
+        vec![all]
+    } else {
+        several
     }
 }
 
@@ -142,6 +255,26 @@ fn is_usable(path: &RouteNextHop) -> bool {
 fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
     attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn preferred_source(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
+}
+
+fn mtu(attributes: &[RouteAttribute]) -> Option<u32> {
+    let metrics = attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    })?;
+    metrics.iter().find_map(|metric| match metric {
+        RouteMetric::Mtu(0) => None,
+        RouteMetric::Mtu(bytes) => Some(*bytes),
         _ => None,
     })
 }

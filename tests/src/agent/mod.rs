@@ -9,7 +9,8 @@ mod ground;
 mod reading;
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::Once,
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 use crate::{
     netns::{self, Netns},
     process::{Finished, finish},
-    topology::Network,
+    topology::{Host, Network},
     wait,
 };
 pub use reading::{Carried, Flow};
@@ -106,6 +107,23 @@ impl Agent {
         self.run(line)?.text()
     }
 
+    /// As [`Agent::ok`], for another instance: this one's name with `label` behind it.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn ok_beside(&self, label: &str, line: &str) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        self.complete_as(&mut command, &self.beside(label), line);
+        finish(&mut command, COMMAND_LIMIT)?.text()
+    }
+
+    /// The name of another instance. Its pins are removed with the others of a test run that was
+    /// killed.
+    fn beside(&self, label: &str) -> String {
+        format!("{}-{label}", self.instance)
+    }
+
     /// Runs a command line that has to be refused: exit code 1 or 2, nothing on standard output,
     /// one line on standard error, which is returned.
     ///
@@ -129,6 +147,33 @@ impl Agent {
         refusal(line, finish(&mut command, COMMAND_LIMIT)?)
     }
 
+    /// Runs a command line of `lb-user` on another machine, which has an instance of its own.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn elsewhere(&self, host: &Host, line: &str) -> Result<Finished> {
+        let mut command = Command::new(&self.program);
+        self.complete_as(&mut command, &self.beside(&host.name), line);
+        host.netns.finish(&mut command, COMMAND_LIMIT)
+    }
+
+    /// A folder with an `lb-user` for another machine: it uses the instance of
+    /// [`Agent::elsewhere`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn installed_on(&self, host: &Host) -> Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("lb-user");
+        let (program, instance) = (self.program.display(), self.beside(&host.name));
+        let script = format!("#!/bin/sh\nexec {program} --instance {instance} \"$@\"\n");
+        fs::write(&file, script)?;
+        fs::set_permissions(&file, Permissions::from_mode(0o755))?;
+        Ok(folder)
+    }
+
     fn run(&self, line: &str) -> Result<Finished> {
         let mut command = Command::new(&self.program);
         self.complete(&mut command, line);
@@ -137,10 +182,14 @@ impl Agent {
 
     /// Adds the instance and the words of `line`.
     fn complete(&self, command: &mut Command, line: &str) {
+        self.complete_as(command, &self.instance, line);
+    }
+
+    fn complete_as(&self, command: &mut Command, instance: &str, line: &str) {
         command
             .env("LB_USER_STATE_DIR", self.folder.path())
             .env("LB_USER_RUN_DIR", self.folder.path())
-            .args(["--instance", &self.instance])
+            .args(["--instance", instance])
             .args(line.split_whitespace());
     }
 

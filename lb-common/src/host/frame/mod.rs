@@ -3,9 +3,13 @@
 //! A [`Frame`] is plain fields: whatever a test wants to be different, it sets. Lies (wrong lengths,
 //! cut frames) are made by changing the bytes that come out.
 
+mod icmp;
 mod read;
+mod tunnel;
 
+pub use icmp::too_big;
 pub use read::{Checksums, checksums, describe};
+pub use tunnel::{Outer, inner};
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -38,6 +42,8 @@ pub struct Frame {
     pub ttl: u8,
     /// TOS or traffic class.
     pub tos: u8,
+    /// Whether DF is set (IPv4).
+    pub dont_fragment: bool,
     /// IPv4 options, a multiple of four bytes, at most 40.
     pub options: Vec<u8>,
     /// IPv6 extension headers but the fragment header: number, and length in units of eight bytes
@@ -149,6 +155,7 @@ impl Frame {
             to,
             ttl: 64,
             tos: 0,
+            dont_fragment: false,
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
@@ -189,6 +196,13 @@ impl Frame {
         if let Transport::Tcp(tcp) = &mut self.transport {
             tcp.flags = flags;
         }
+        self
+    }
+
+    /// With DF set, where the family is IPv4.
+    #[must_use]
+    pub const fn dont_fragment(mut self) -> Self {
+        self.dont_fragment = true;
         self
     }
 
@@ -284,18 +298,55 @@ impl Frame {
         }
     }
 
+    /// Where its packet begins: behind the VLAN tags.
+    pub const fn l3(&self) -> usize {
+        EthernetHeader::LEN + 4 * self.vlans.len()
+    }
+
+    /// With these VLAN tags, outermost first.
+    #[must_use]
+    pub fn tagged(mut self, vlans: &[u16]) -> Self {
+        self.vlans = vlans.to_vec();
+        self
+    }
+
+    /// Its parts of at most `bytes` bytes (a multiple of eight) behind the IP header, first part
+    /// first.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than a datagram can be.
+    pub fn fragments(&self, bytes: usize) -> Vec<Vec<u8>> {
+        let whole = self.transport_bytes();
+        let count = whole.len().div_ceil(bytes);
+        (0..count)
+            .map(|nth| {
+                let from = nth * bytes;
+                let part = &whole[from..whole.len().min(from + bytes)];
+                let offset = u16::try_from(from / 8).expect("no datagram is longer");
+                let frame = self.clone().fragment(offset, nth + 1 < count);
+                frame.with_body(part)
+            })
+            .collect()
+    }
+
     /// The frame's bytes.
     pub fn bytes(&self) -> Vec<u8> {
+        let body = match self.fragment {
+            Some(fragment) if fragment.offset != 0 => self.payload.clone(),
+            _ => self.transport_bytes(),
+        };
+        self.with_body(&body)
+    }
+
+    /// The frame with this behind its IP header.
+    fn with_body(&self, body: &[u8]) -> Vec<u8> {
         let mut bytes = self.destination.0.to_vec();
         bytes.extend(self.source.0);
         for vlan in &self.vlans {
             bytes.extend([0x81, 0x00]);
             bytes.extend(vlan.to_be_bytes());
         }
-        let body = match self.fragment {
-            Some(fragment) if fragment.offset != 0 => self.payload.clone(),
-            _ => self.transport_bytes(),
-        };
         match (self.from, self.to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 bytes.extend(eth::IPV4);
@@ -322,7 +373,7 @@ impl Frame {
             tos: self.tos,
             total_length: ((length + body) as u16).to_be_bytes(),
             identification: [0x12, 0x34],
-            fragment: fragment.to_be_bytes(),
+            fragment: (fragment | u16::from(self.dont_fragment) << 14).to_be_bytes(),
             ttl: self.ttl,
             protocol: self.protocol(),
             checksum: [0; 2],

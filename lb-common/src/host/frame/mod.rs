@@ -8,7 +8,7 @@ mod read;
 mod tunnel;
 
 pub use icmp::too_big;
-pub use read::{Checksums, checksums, describe};
+pub use read::{Checksums, checksums, describe, l3};
 pub use tunnel::{Outer, inner};
 
 use std::net::{IpAddr, SocketAddr};

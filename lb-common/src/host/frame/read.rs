@@ -56,7 +56,7 @@ pub(super) fn cut(frame: &[u8]) -> Option<Cut<'_>> {
 }
 
 /// Where the packet of a frame begins: behind at most two VLAN tags.
-pub(super) fn l3(frame: &[u8]) -> Option<usize> {
+pub fn l3(frame: &[u8]) -> Option<usize> {
     let is_tag = |at: usize| matches!(frame.get(at - 2..at), Some([0x81, 0] | [0x88, 0xa8]));
     let untagged = EthernetHeader::LEN;
     let l3 = [untagged, untagged + 4, untagged + 8]

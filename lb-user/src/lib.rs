@@ -18,3 +18,4 @@ pub mod objects;
 pub mod output;
 pub mod plan;
 pub mod state;
+pub mod trace;

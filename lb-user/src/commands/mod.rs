@@ -3,7 +3,7 @@
 
 mod attach;
 mod edit;
-mod print;
+pub(crate) mod print;
 
 use std::{fs, io::Read as _};
 
@@ -16,7 +16,7 @@ use crate::{
     cli::{Backend, Cli, Command, Flows, Form, Service},
     config::{Config, Edit, RawConfig},
     instance::Instance,
-    output,
+    output, trace,
 };
 use print::{edited, json, line, show};
 
@@ -34,6 +34,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &command {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
+        Command::Trace(options) => return trace::command(&instance, form, options),
         Command::Detach { interfaces } if interfaces.is_empty() => {
             let client = Client::new(&instance);
             if runtime()?.block_on(client.status_if_any())?.is_none() {
@@ -57,7 +58,7 @@ pub(crate) fn runtime() -> Result<Runtime> {
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
-        Command::Run(_) => unreachable!("the agent has been run"),
+        Command::Run(_) | Command::Trace(_) => unreachable!("these have been run"),
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
             detached(form, &client.detach(&Detach { interfaces }).await?)

@@ -15,6 +15,7 @@ mod batch;
 mod counters;
 mod flows;
 mod open;
+mod pinned;
 mod pins;
 mod requirements;
 mod shape;
@@ -35,6 +36,7 @@ use tables::Maps;
 
 pub use attach::{Attached, Attachment, XdpMode};
 pub use flows::{FlowEntry, FlowTables, Table, clock};
+pub use pinned::Pinned;
 
 /// How much the maps hold. Every one can be changed later: the living contents are copied.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,0 +1,245 @@
+//! What the data path asks of its maps for one packet, and what it is told.
+//!
+//! [`run`] is the data path itself, over maps that note every question with its answer. The packet
+//! is decided exactly as without: answers are passed on as they come.
+
+use std::cell::RefCell;
+
+use lb_common::{
+    abi::{
+        Address, Backend, BackendId, BackendState, Conversation, Direct, Endpoint, EndpointKey,
+        EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
+    },
+    datapath::{self, Began, Flows, Report, Stage, Tables, parse::Parsed},
+    host::{HostPacket, Outcome},
+};
+
+/// A question with its answer, or something that was written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Asked {
+    /// What an address, port and protocol mean.
+    Endpoint(EndpointKey, Option<Endpoint>),
+    /// A service's record.
+    Service(ServiceId, Option<Service>),
+    /// A backend's record.
+    Backend(BackendId, Option<Backend>),
+    /// The backend in a cell of a service's lookup table.
+    Slot(ServiceId, u32, Option<BackendId>),
+    /// Whether this is an address of the load balancer itself.
+    Local(Address, bool),
+    /// The kernel's way to a destination.
+    Route(Address, Option<Neighbour>),
+    /// A flow's entry, as it was found.
+    Flow(FlowKey, Option<(Stage, Flow)>),
+    /// An entry is made among the new flows.
+    Insert(FlowKey, Flow),
+    /// An entry moves to the confirmed flows.
+    Confirm(FlowKey),
+    /// An entry is forgotten, if there is one.
+    Remove(FlowKey),
+    /// The entry of a conversation with a backend itself, as it was found.
+    Direct(Conversation, Option<Direct>),
+    /// Such an entry is made.
+    InsertDirect(Conversation),
+    /// Such an entry is forgotten, if there is one.
+    RemoveDirect(Conversation),
+    /// A round-robin ticket is drawn.
+    Ticket(ServiceId, u32),
+    /// The packet is counted for a service and backend.
+    Forward(ServiceId, BackendId, Began),
+    /// The packet is counted as an answer.
+    Back(ServiceId, BackendId),
+    /// The agent is told.
+    Report(EventKind, Address),
+}
+
+/// What became of a packet, and how.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Where it goes, why, and its bytes afterwards.
+    pub outcome: Outcome,
+    /// What was read from the packet; of one that could not be read what came before that.
+    pub parsed: Parsed,
+    /// Everything that was asked, in order.
+    pub asked: Vec<Asked>,
+    /// When, by the clock of the flows.
+    pub now: Ticks,
+}
+
+/// Runs the data path. `barred` is a backend that is shown as one that takes no new flow.
+pub fn run<T: Tables, F: Flows>(
+    frame: &[u8],
+    ifindex: u32,
+    tables: &T,
+    flows: &mut F,
+    barred: Option<(BackendId, Backend)>,
+) -> Run {
+    let asked = RefCell::default();
+    let now = flows.now();
+    let tables = NotedTables {
+        tables,
+        asked: &asked,
+        barred: barred.map(|(id, backend)| {
+            let state = BackendState::DISABLED;
+            (id, Backend { state, ..backend })
+        }),
+    };
+    let mut flows = NotedFlows {
+        flows,
+        asked: &asked,
+    };
+    let mut packet = HostPacket::new(frame, ifindex);
+    let mut parsed = Parsed::default();
+    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, &tables, &mut flows);
+    let frame = packet.bytes().to_vec();
+    Run {
+        outcome: Outcome {
+            verdict,
+            reason,
+            frame,
+        },
+        parsed,
+        asked: asked.into_inner(),
+        now,
+    }
+}
+
+struct NotedTables<'r, T> {
+    tables: &'r T,
+    asked: &'r RefCell<Vec<Asked>>,
+    barred: Option<(BackendId, Backend)>,
+}
+
+impl<T> NotedTables<'_, T> {
+    fn note(&self, asked: Asked) {
+        self.asked.borrow_mut().push(asked);
+    }
+}
+
+impl<T: Tables> Tables for NotedTables<'_, T> {
+    fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
+        let found = self.tables.endpoint(key);
+        self.note(Asked::Endpoint(*key, found.copied()));
+        found
+    }
+
+    fn service(&self, id: ServiceId) -> Option<&Service> {
+        let found = self.tables.service(id);
+        self.note(Asked::Service(id, found.copied()));
+        found
+    }
+
+    fn backend(&self, id: BackendId) -> Option<&Backend> {
+        let found = match &self.barred {
+            Some((barred, record)) if *barred == id => Some(record),
+            _ => self.tables.backend(id),
+        };
+        self.note(Asked::Backend(id, found.copied()));
+        found
+    }
+
+    fn slot(&self, service: ServiceId, cell: u32) -> Option<BackendId> {
+        let found = self.tables.slot(service, cell);
+        self.note(Asked::Slot(service, cell, found));
+        found
+    }
+
+    fn transmits_by_redirect(&self) -> bool {
+        self.tables.transmits_by_redirect()
+    }
+
+    fn is_local(&self, address: &Address) -> bool {
+        let found = self.tables.is_local(address);
+        self.note(Asked::Local(*address, found));
+        found
+    }
+
+    fn route(&self, parsed: &Parsed, source: &Address, destination: &Address) -> Option<Neighbour> {
+        let found = self.tables.route(parsed, source, destination);
+        self.note(Asked::Route(*destination, found));
+        found
+    }
+}
+
+struct NotedFlows<'r, F> {
+    flows: &'r mut F,
+    asked: &'r RefCell<Vec<Asked>>,
+}
+
+impl<F> NotedFlows<'_, F> {
+    fn note(&self, asked: Asked) {
+        self.asked.borrow_mut().push(asked);
+    }
+}
+
+impl<F: Flows> Flows for NotedFlows<'_, F> {
+    fn now(&self) -> Ticks {
+        self.flows.now()
+    }
+
+    fn find(&mut self, key: &FlowKey) -> Option<(Stage, &mut Flow)> {
+        let found = self.flows.find(key);
+        let copy = found.as_ref().map(|(stage, flow)| (*stage, **flow));
+        self.asked.borrow_mut().push(Asked::Flow(*key, copy));
+        found
+    }
+
+    fn insert(&mut self, key: &FlowKey, flow: Flow) {
+        self.note(Asked::Insert(*key, flow));
+        self.flows.insert(key, flow);
+    }
+
+    fn confirm(&mut self, key: &FlowKey) {
+        self.note(Asked::Confirm(*key));
+        self.flows.confirm(key);
+    }
+
+    fn remove(&mut self, key: &FlowKey) {
+        self.note(Asked::Remove(*key));
+        self.flows.remove(key);
+    }
+
+    fn direct(&mut self, conversation: &Conversation) -> Option<&mut Direct> {
+        let found = self.flows.direct(conversation);
+        let copy = found.as_deref().copied();
+        self.asked
+            .borrow_mut()
+            .push(Asked::Direct(*conversation, copy));
+        found
+    }
+
+    fn insert_direct(&mut self, conversation: &Conversation, direct: Direct) {
+        self.note(Asked::InsertDirect(*conversation));
+        self.flows.insert_direct(conversation, direct);
+    }
+
+    fn remove_direct(&mut self, conversation: &Conversation) {
+        self.note(Asked::RemoveDirect(*conversation));
+        self.flows.remove_direct(conversation);
+    }
+
+    fn ticket(&mut self, service: ServiceId) -> u32 {
+        let ticket = self.flows.ticket(service);
+        self.note(Asked::Ticket(service, ticket));
+        ticket
+    }
+
+    fn count(&mut self, ifindex: u32, reason: Reason, bytes: u32) {
+        self.flows.count(ifindex, reason, bytes);
+    }
+
+    fn count_forward(&mut self, service: ServiceId, backend: BackendId, bytes: u32, began: Began) {
+        self.note(Asked::Forward(service, backend, began));
+        self.flows.count_forward(service, backend, bytes, began);
+    }
+
+    fn count_back(&mut self, service: ServiceId, backend: BackendId, bytes: u32) {
+        self.note(Asked::Back(service, backend));
+        self.flows.count_back(service, backend, bytes);
+    }
+
+    fn report(&mut self, report: &Report<'_>) {
+        self.note(Asked::Report(report.kind, *report.destination));
+        self.flows.report(report);
+    }
+}

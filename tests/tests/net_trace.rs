@@ -1,0 +1,614 @@
+//! What `lb-user trace` tells is what the program in the kernel does with the same packet: verdict,
+//! reason, backend and every byte; and nothing in the maps changes for it.
+
+use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Pod, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, PerCpuHashMap},
+    programs::{TestRun as _, Xdp},
+};
+use aya_obj::programs::XdpAttachType;
+use lb_common::{
+    abi::{
+        Backend, Conversation, Counter, Direct, Endpoint, EndpointKey, Flow, FlowKey,
+        InterfaceCounters, Reason, Service,
+    },
+    host::frame::Frame,
+    wire::l4::{ACK, SYN},
+};
+use lb_tests::{
+    agent::Agent,
+    client::ping,
+    scene::{Mode, PORT, Scene},
+    topology::{
+        Arms::Two,
+        Family::{self, V4, V6},
+    },
+};
+use nix::{
+    sched::{CpuSet, sched_getaffinity, sched_setaffinity},
+    unistd::Pid,
+};
+use serde_json::Value;
+use zerocopy::IntoBytes as _;
+
+/// The CPU that packets are run on: the last that there is, where there are several not the default
+/// of `--cpu`.
+fn cpu() -> Result<usize> {
+    let allowed = sched_getaffinity(Pid::from_raw(0))?;
+    let last = (0..CpuSet::count())
+        .rev()
+        .find(|&cpu| allowed.is_set(cpu) == Ok(true));
+    last.context("this thread may use no CPU")
+}
+
+/// What other frames of the test's network (ARP, neighbour discovery) may be counted for meanwhile.
+const AROUND: [Reason; 3] = [Reason::NotIp, Reason::Multicast, Reason::OtherProtocol];
+
+/// All that a packet may change, and what it is decided by. Counters are left out: a frame of the
+/// network itself may come in at any moment.
+#[derive(Debug, PartialEq)]
+struct Maps {
+    flows: BTreeMap<FlowKey, Flow>,
+    new_flows: BTreeMap<FlowKey, Flow>,
+    direct: BTreeMap<Conversation, Direct>,
+    endpoints: BTreeMap<EndpointKey, Endpoint>,
+    services: Vec<Service>,
+    backends: Vec<Backend>,
+    rotations: Vec<Vec<u64>>,
+}
+
+impl Maps {
+    fn read(pins: &Path) -> Result<Self> {
+        let rotations: PerCpuArray<MapData, u64> =
+            Map::PerCpuArray(pinned(pins, "rotations")?).try_into()?;
+        Ok(Self {
+            flows: entries(Map::LruHashMap(pinned(pins, "flows")?))?,
+            new_flows: entries(Map::LruHashMap(pinned(pins, "new_flows")?))?,
+            direct: entries(Map::LruHashMap(pinned(pins, "direct")?))?,
+            endpoints: entries(Map::HashMap(pinned(pins, "endpoints")?))?,
+            services: values(pinned(pins, "services")?)?,
+            backends: values(pinned(pins, "backends")?)?,
+            rotations: rotations
+                .iter()
+                .map(|of_cpus| Ok(of_cpus?.to_vec()))
+                .collect::<Result<_>>()?,
+        })
+    }
+}
+
+fn pinned(pins: &Path, name: &str) -> Result<MapData> {
+    MapData::from_pin(pins.join(name)).with_context(|| format!("map {name}"))
+}
+
+fn entries<K: Pod + Ord, V: Pod>(map: Map) -> Result<BTreeMap<K, V>> {
+    let map: HashMap<MapData, K, V> = map.try_into()?;
+    map.iter().map(|entry| Ok(entry?)).collect()
+}
+
+fn values<V: Pod>(map: MapData) -> Result<Vec<V>> {
+    let map: Array<MapData, V> = Map::Array(map).try_into()?;
+    map.iter().map(|value| Ok(value?)).collect()
+}
+
+/// How often packets that came in on an interface have left for each reason.
+fn counted(pins: &Path, ifindex: u32) -> Result<Vec<u64>> {
+    let map: PerCpuHashMap<MapData, u32, InterfaceCounters> =
+        Map::PerCpuHashMap(pinned(pins, "if_counters")?).try_into()?;
+    let mut sums = vec![0; Reason::ROOM];
+    for of_cpu in map.get(&ifindex, 0)?.iter() {
+        for (sum, Counter { packets, .. }) in sums.iter_mut().zip(&of_cpu.reasons) {
+            *sum += packets;
+        }
+    }
+    Ok(sums)
+}
+
+/// Gives a frame to the program that is attached, on [`cpu`]: its action, and the frame afterwards.
+fn run(scene: &Scene, ifindex: u32, frame: &[u8]) -> Result<(u32, Vec<u8>)> {
+    let path = scene.agent.pins().join("program");
+    let on = cpu()?;
+    scene.network.balancer.netns.run(|| {
+        let mut cpu = CpuSet::new();
+        cpu.set(on)?;
+        sched_setaffinity(Pid::from_raw(0), &cpu)?;
+        let program = Xdp::from_pin(&path, XdpAttachType::Interface)?;
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0];
+        let mut out = vec![0; 4096];
+        let ran = program.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ctx_in: Some(context.as_bytes()),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(ran.data_size_out as usize);
+        Ok((ran.return_value, out))
+    })
+}
+
+fn unhex(value: &Value) -> Result<Vec<u8>> {
+    let digits = value.as_str().context("no digits")?;
+    (0..digits.len())
+        .step_by(2)
+        .map(|at| Ok(u8::from_str_radix(&digits[at..at + 2], 16)?))
+        .collect()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// A trace, which the kernel's own run of the packet, right after it, has to confirm.
+fn confirmed(scene: &Scene, told: Value) -> Result<Value> {
+    let pins = scene.agent.pins();
+    let device = told["interface"].as_str().context("no interface")?;
+    let ifindex = u32::try_from(scene.network.balancer.netns.link(device)?.ifindex())?;
+    let before = counted(&pins, ifindex)?;
+    let (action, frame) = run(scene, ifindex, &unhex(&told["frame"])?)?;
+    let after = counted(&pins, ifindex)?;
+
+    let verdict = match action {
+        1 => "drop",
+        2 => "pass",
+        3 => "transmit",
+        4 => "redirect",
+        other => anyhow::bail!("action {other}"),
+    };
+    ensure!(
+        told["verdict"] == verdict,
+        "kernel: {verdict}, told: {told:#}"
+    );
+    ensure!(
+        told["frame_after"] == hex(&frame).as_str(),
+        "kernel: {}, told: {told:#}",
+        hex(&frame)
+    );
+    for reason in Reason::ALL {
+        let more = after[*reason as usize] - before[*reason as usize];
+        let is_told = told["reason"] == reason.name();
+        let fits = match (is_told, AROUND.contains(reason)) {
+            (told, false) => more == u64::from(told),
+            (told, true) => more >= u64::from(told),
+        };
+        ensure!(fits, "kernel: {more} × {}, told: {told:#}", reason.name());
+    }
+    Ok(told)
+}
+
+/// Traces what `options` ask about, sees to it that no map has changed, and has it confirmed.
+fn trace(scene: &Scene, options: &str, reason: &str) -> Result<Value> {
+    let pins = scene.agent.pins();
+    let before = Maps::read(&pins)?;
+    let told = scene
+        .agent
+        .json(&format!("trace --cpu {} {options}", cpu()?))?;
+    assert_eq!(Maps::read(&pins)?, before, "trace {options}");
+    assert_eq!(told["reason"], reason, "{options}: {told:#}");
+    confirmed(scene, told).with_context(|| format!("trace {options}"))
+}
+
+fn from_client(scene: &Scene, from: SocketAddr, flags: &str) -> String {
+    format!("--src {from} --dst {} {flags}", scene.service())
+}
+
+/// A backend as a trace names it.
+fn backend(told: &Value) -> Result<SocketAddr> {
+    Ok(told["backend"].as_str().context("no backend")?.parse()?)
+}
+
+/// The backend that the kernel has given a client's flow.
+fn given(agent: &Agent, client: SocketAddr) -> Result<SocketAddr> {
+    let flows = agent.flows()?;
+    let flow = flows.iter().find(|flow| flow.client == client);
+    Ok(flow
+        .with_context(|| format!("no flow of {client}"))?
+        .backend)
+}
+
+fn step<'v>(told: &'v Value, name: &str) -> Vec<&'v str> {
+    let steps = told["steps"].as_array().map_or(&[][..], Vec::as_slice);
+    let named = steps.iter().filter(|step| step["step"] == name);
+    named.filter_map(|step| step["text"].as_str()).collect()
+}
+
+fn nat(family: Family) -> Result<()> {
+    let scene = Scene::build(Mode::Nat, Two, family, &[1, 1])?;
+    let (agent, network) = (&scene.agent, &scene.network);
+    // The kernel's tables know the client, and answers without a flow can go to it.
+    ping(
+        &network.client.netns,
+        network.balancer.address(family),
+        1,
+        56,
+    )?;
+
+    // A new flow, the same packet again, the answers, and a packet of the confirmed flow.
+    let client = scene.client(20_001);
+    let new = trace(&scene, &from_client(&scene, client, ""), "to-backend")?;
+    let chosen = backend(&new)?;
+    assert_eq!(given(agent, client)?, chosen);
+    assert_eq!(
+        (&new["service"], &new["mode"]),
+        (&"web".into(), &"nat".into())
+    );
+    assert_eq!(new["flow"], Value::Null);
+    assert_eq!(new["slot"]["backend"], chosen.to_string());
+    assert_eq!(new["next_hop"]["from"], "backend");
+    assert_eq!(new["out"], "eth1");
+    let runner_up: SocketAddr = new["runner_up"].as_str().context("none")?.parse()?;
+    assert_ne!(runner_up, chosen);
+    let changed = |field: &str| {
+        let changes = new["changes"].as_array().map_or(&[][..], Vec::as_slice);
+        let change = changes.iter().find(|change| change["field"] == field);
+        change.map(|change| change["after"].clone())
+    };
+    assert_eq!(
+        changed("destination address"),
+        Some(chosen.ip().to_string().into())
+    );
+    assert_eq!(
+        changed("destination port"),
+        Some(chosen.port().to_string().into())
+    );
+    assert_eq!(changed("source address"), None);
+
+    let known = trace(
+        &scene,
+        &from_client(&scene, client, "--flags A"),
+        "to-backend",
+    )?;
+    assert_eq!(known["flow"]["table"], "new_flows");
+    assert_eq!(backend(&known)?, chosen);
+    assert_eq!(known["slot"], new["slot"]);
+    let answer = |flags: &str| format!("--src {chosen} --dst {client} --flags {flags} --in eth1");
+    for flags in ["SA", "PA"] {
+        let told = trace(&scene, &answer(flags), "to-client")?;
+        assert_eq!(backend(&told)?, chosen);
+        assert_eq!(told["next_hop"]["from"], "flow");
+    }
+    let known = trace(
+        &scene,
+        &from_client(&scene, client, "--flags PA --size 1400"),
+        "to-backend",
+    )?;
+    assert_eq!(known["flow"]["table"], "flows");
+    assert_eq!(known["flow"]["state"], "established");
+    let udp = trace(
+        &scene,
+        &from_client(&scene, client, "--proto udp"),
+        "to-backend",
+    )?;
+    assert_eq!(udp["service"], "dns");
+
+    // Not the services'.
+    let other = SocketAddr::new(scene.service().ip(), PORT + 100);
+    trace(
+        &scene,
+        &format!("--src {client} --dst {other}"),
+        "not-service",
+    )?;
+    let direct = scene.client(20_002);
+    let asked = format!("--src {direct} --dst {}", scene.backend(0));
+    trace(&scene, &asked, "direct-to-backend")?;
+    trace(
+        &scene,
+        &format!(
+            "--src {} --dst {direct} --flags SA --in eth1",
+            scene.backend(0)
+        ),
+        "direct-from-backend",
+    )?;
+    let from_backend = |to: SocketAddr, flags: &str| {
+        format!("--src {} --dst {to} --in eth1 {flags}", scene.backend(1))
+    };
+    let own = network.balancer.at(family, 30_000);
+    trace(&scene, &from_backend(own, "--flags A"), "to-load-balancer")?;
+    let stranger = scene.client(20_003);
+    trace(
+        &scene,
+        &from_backend(stranger, "--flags S"),
+        "opened-by-backend",
+    )?;
+
+    // An answer that no flow entry knows goes by the kernel's tables, if it fits.
+    let routed = trace(
+        &scene,
+        &from_backend(stranger, "--flags A"),
+        "to-client-routed",
+    )?;
+    assert_eq!(routed["next_hop"]["from"], "routing-table");
+    assert_eq!(routed["next_hop"]["interface"], "eth0");
+    let long = from_backend(stranger, "--flags A --size 1501");
+    trace(&scene, &long, "client-unresolved")?;
+
+    // Drops.
+    let ttl = from_client(&scene, client, "--ttl 1 --flags A");
+    trace(&scene, &ttl, "ttl-exceeded")?;
+    trace(&scene, &from_client(&scene, own, ""), "martian-source")?;
+    let nowhere: SocketAddr = match family {
+        V4 => "192.0.2.99:20000".parse()?,
+        V6 => "[2001:db8:ffff::1]:20000".parse()?,
+    };
+    let told = trace(
+        &scene,
+        &from_backend(nowhere, "--flags A"),
+        "client-unresolved",
+    )?;
+    assert_eq!(step(&told, "event").len(), 1, "{told:#}");
+    let first = scene.client(20_004);
+    for (index, state) in [(0, "draining"), (1, "disabled")] {
+        agent.ok(&format!(
+            "backend set web {} --state {state}",
+            scene.backend(index)
+        ))?;
+    }
+    let none = trace(&scene, &from_client(&scene, first, ""), "no-backend")?;
+    assert_eq!(none["backend"], Value::Null);
+    // A known connection stays, and a new one between the same ports does not.
+    trace(
+        &scene,
+        &from_client(&scene, client, "--flags A"),
+        "to-backend",
+    )?;
+    let again = trace(
+        &scene,
+        &from_client(&scene, client, "--flags S"),
+        "no-backend",
+    )?;
+    assert!(
+        step(&again, "flow")
+            .iter()
+            .any(|text| text.contains("is forgotten")),
+        "{again:#}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_nat_v4() -> Result<()> {
+    nat(V4)
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_nat_v6() -> Result<()> {
+    nat(V6)
+}
+
+fn dsr(family: Family) -> Result<()> {
+    let scene = Scene::build(Mode::DsrL2, Two, family, &[1, 1])?;
+    let client = scene.client(20_001);
+    let new = trace(&scene, &from_client(&scene, client, ""), "to-backend")?;
+    assert_eq!(given(&scene.agent, client)?, backend(&new)?);
+    let fields: Vec<&Value> = new["changes"]
+        .as_array()
+        .context("no changes")?
+        .iter()
+        .map(|change| &change["field"])
+        .collect();
+    assert_eq!(fields, ["destination MAC", "source MAC"]);
+    let known = trace(
+        &scene,
+        &from_client(&scene, client, "--flags A"),
+        "to-backend",
+    )?;
+    assert_eq!(known["flow"]["state"], "half-open");
+
+    // Round-robin turns the wheel of the CPU that runs the packet.
+    let agent = &scene.agent;
+    agent.ok("service set dns --algorithm round-robin")?;
+    let mut turns = Vec::new();
+    for port in 21_000..21_006 {
+        let udp = from_client(&scene, scene.client(port), "--proto udp");
+        turns.push(backend(&trace(&scene, &udp, "to-backend")?)?);
+    }
+    assert_eq!(turns[..2], turns[2..4]);
+    assert_ne!(turns[0], turns[1]);
+
+    // Nobody is at this address.
+    for index in 0..2 {
+        agent.ok(&format!("backend del web {}", scene.backend(index)))?;
+    }
+    let nobody = match family {
+        V4 => "10.0.1.99",
+        V6 => "2001:db8:b::99",
+    };
+    agent.ok(&format!(
+        "backend add web {}",
+        SocketAddr::new(nobody.parse()?, PORT)
+    ))?;
+    let told = trace(
+        &scene,
+        &from_client(&scene, scene.client(20_002), ""),
+        "backend-unresolved",
+    )?;
+    assert_eq!(told["runner_up"], Value::Null);
+    Ok(())
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_dsr_v4() -> Result<()> {
+    dsr(V4)
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_dsr_v6() -> Result<()> {
+    dsr(V6)
+}
+
+/// A pcap file of whole frames, a millisecond apart.
+fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
+    let mut file = Vec::new();
+    // Magic, version 2.4, zone, accuracy, snapshot length, link type Ethernet.
+    for word in [0xa1b2_c3d4_u32, 4 << 16 | 2, 0, 0, 65_535, 1] {
+        file.extend(word.to_le_bytes());
+    }
+    for (number, frame) in (0u32..).zip(frames) {
+        let length = u32::try_from(frame.len()).unwrap_or(u32::MAX);
+        for word in [1_700_000_000, number * 1_000, length, length] {
+            file.extend(word.to_le_bytes());
+        }
+        file.extend(frame);
+    }
+    file
+}
+
+fn captured(family: Family) -> Result<()> {
+    let scene = Scene::build(Mode::Nat, Two, family, &[1, 1])?;
+    let to = scene.service();
+    let syn = Frame::tcp(scene.client(20_001), to, SYN);
+    let mut tagged = syn.clone();
+    tagged.vlans = vec![7];
+    let mut cut = syn.bytes();
+    cut.truncate(40);
+    let mut group = syn.bytes();
+    group[0] |= 1;
+    let packets = [
+        (syn.bytes(), "to-backend"),
+        (
+            Frame::tcp(scene.client(20_001), to, ACK).bytes(),
+            "to-backend",
+        ),
+        (Frame::udp(scene.client(20_001), to).bytes(), "to-backend"),
+        (
+            Frame::udp(scene.client(20_001), to)
+                .without_checksum()
+                .bytes(),
+            "to-backend",
+        ),
+        (syn.clone().fragment(0, true).bytes(), "first-fragment"),
+        (syn.clone().fragment(64, true).bytes(), "later-fragment"),
+        (
+            syn.clone().irregular().bytes(),
+            match family {
+                V4 => "ip-options",
+                V6 => "extension-headers",
+            },
+        ),
+        (tagged.bytes(), "not-ip"),
+        (cut, "malformed"),
+        (group, "multicast"),
+        (
+            Frame::echo(scene.client(0).ip(), to.ip()).bytes(),
+            "other-protocol",
+        ),
+    ];
+    let frames: Vec<Vec<u8>> = packets.iter().map(|(frame, _)| frame.clone()).collect();
+    let file = tempfile::NamedTempFile::new()?;
+    std::fs::write(file.path(), pcap(&frames))?;
+    let file = file.path().display();
+
+    let pins = scene.agent.pins();
+    let before = Maps::read(&pins)?;
+    let told = scene
+        .agent
+        .ok(&format!("trace --pcap {file} --in eth0 -o json"))?;
+    assert_eq!(Maps::read(&pins)?, before);
+    let told: Vec<Value> = told
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    assert_eq!(told.len(), packets.len());
+    // The second packet meets the entry that the first would have made.
+    assert_eq!(told[1]["flow"]["table"], "new_flows");
+    for (number, (told, (frame, reason))) in (1..).zip(told.into_iter().zip(packets)) {
+        assert_eq!(
+            (&told["number"], &told["reason"]),
+            (&number.into(), &reason.into())
+        );
+        assert_eq!(told["frame"], hex(&frame));
+        confirmed(&scene, told)?;
+    }
+
+    let brief = scene.agent.ok(&format!("trace --pcap {file} --brief"))?;
+    assert_eq!(brief.lines().count(), frames.len(), "{brief}");
+    let table = scene.agent.ok(&format!("trace --pcap {file}"))?;
+    for sentence in [
+        "packet 2 at 0.001000 s",
+        "is web",
+        "has an entry in",
+        "rewritten",
+    ] {
+        assert!(table.contains(sentence), "{sentence}: {table}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_capture_is_traced_as_the_kernel_does_it_v4() -> Result<()> {
+    captured(V4)
+}
+
+#[test]
+fn a_capture_is_traced_as_the_kernel_does_it_v6() -> Result<()> {
+    captured(V6)
+}
+
+#[test]
+fn what_cannot_be_traced_is_refused_in_one_line() -> Result<()> {
+    let scene = Scene::build(Mode::Nat, Two, V4, &[1])?;
+    let agent = &scene.agent;
+    let text = tempfile::NamedTempFile::new()?;
+    std::fs::write(text.path(), "no capture")?;
+    let mut cut = pcap(&[vec![0; 60]]);
+    cut.truncate(70);
+    let damaged = tempfile::NamedTempFile::new()?;
+    std::fs::write(damaged.path(), cut)?;
+    let ends = "--src 198.51.100.7:1 --dst 203.0.113.10:7000";
+    let refused = [
+        (
+            "trace --src 198.51.100.7 --dst 203.0.113.10:7000".to_owned(),
+            "give an address and port",
+        ),
+        ("trace --src 198.51.100.7:1".to_owned(), "--dst"),
+        (
+            "trace --src 198.51.100.7:1 --dst [2001:db8::1]:80".to_owned(),
+            "of one family",
+        ),
+        (
+            format!("trace {ends} --in eth9"),
+            "there is no interface eth9",
+        ),
+        (format!("trace {ends} --flags X"), "letters of"),
+        (
+            format!("trace {ends} --proto udp --flags S"),
+            "UDP has no flags",
+        ),
+        (format!("trace {ends} --proto icmp"), "icmp"),
+        (format!("trace {ends} --size 39"), "too small"),
+        (format!("trace {ends} --pcap x"), "cannot be used with"),
+        ("trace --pcap /nowhere".to_owned(), "cannot read /nowhere"),
+        (
+            format!("trace --pcap {}", text.path().display()),
+            "is no capture",
+        ),
+        (
+            format!("trace --pcap {}", damaged.path().display()),
+            "is a damaged capture",
+        ),
+    ];
+    for (line, told) in refused {
+        let said = agent.refused(&line)?;
+        assert!(said.contains(told), "{line}: {said}");
+    }
+    agent.ok("service set dns --algorithm round-robin")?;
+    let said = agent.refused(&format!("trace {ends} --proto udp --cpu 4096"))?;
+    assert!(said.contains("there is no CPU 4096"), "{said}");
+    let said = agent.refused_without_capabilities(&format!("trace {ends}"))?;
+    assert!(said.contains("needs root"), "{said}");
+
+    // Without the agent the maps are still there, and the program runs on.
+    agent.stop()?;
+    let told = confirmed(&scene, agent.json(&format!("trace {ends}"))?)?;
+    assert_eq!(
+        (&told["service"], &told["reason"]),
+        (&"web".into(), &"to-backend".into())
+    );
+    agent.ok("detach")?;
+    let said = agent.refused(&format!("trace {ends}"))?;
+    assert!(said.contains("no agent runs"), "{said}");
+    assert!(said.contains("lb-user attach"), "{said}");
+    Ok(())
+}

@@ -220,3 +220,118 @@ impl Packet {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// A block of a pcapng file: type, length, body, length.
+    fn block(kind: u32, body: &[u8]) -> Vec<u8> {
+        let body = [body, &vec![0; body.len().next_multiple_of(4) - body.len()]].concat();
+        let length = (body.len() as u32 + 12).to_le_bytes();
+        [&kind.to_le_bytes()[..], &length, &body, &length].concat()
+    }
+
+    fn words(words: &[u32]) -> Vec<u8> {
+        words.iter().flat_map(|word| word.to_le_bytes()).collect()
+    }
+
+    fn read(bytes: &[u8]) -> Result<Vec<Packet>> {
+        let mut file = tempfile::NamedTempFile::new()?;
+        file.write_all(bytes)?;
+        let mut capture = open(file.path())?;
+        let mut packets = Vec::new();
+        while let Some(packet) = capture.next()? {
+            packets.push(packet);
+        }
+        Ok(packets)
+    }
+
+    fn place() -> Place {
+        Place {
+            ifindex: 3,
+            name: "eth1".into(),
+            own: lb_common::abi::Mac([2, 0, 0, 0, 0, 1]),
+            sender: lb_common::abi::Mac([2, 0, 0, 0, 0, 2]),
+            is_attached: true,
+        }
+    }
+
+    /// Two interfaces: Ethernet in microseconds (the default), raw IP in units of 2^-10 s.
+    #[test]
+    fn pcapng_times_and_links_are_those_of_each_interface() {
+        let ethernet = [&[2; 12][..], &[0x86, 0xdd], &[0x60; 40]].concat();
+        let raw = [0x45; 21];
+        let packet = |interface: u32, time: u32, data: &[u8], length: u32| {
+            let head = words(&[interface, 0, time, data.len() as u32, length]);
+            block(6, &[&head, data].concat())
+        };
+        let file = [
+            block(PCAPNG_KIND, &words(&[0x1a2b_3c4d, 1, u32::MAX, u32::MAX])),
+            block(1, &words(&[1, 0])),
+            // Link type 101; option 9 (if_tsresol), one byte, 2^-10; end of options.
+            block(1, &words(&[101, 0, 1 << 16 | 9, 0x8a, 0])),
+            packet(0, 1_500_000, &ethernet, ethernet.len() as u32),
+            packet(1, 2_048, &raw, 30),
+        ]
+        .concat();
+        let packets = read(&file).expect("a capture");
+        assert_eq!(packets.len(), 2);
+        assert_eq!(packets[0].time, Duration::from_millis(1_500));
+        assert_eq!(packets[0].frame(&place()), ethernet);
+        assert_eq!(packets[0].source(), Some([0x6060; 8].into()));
+        assert_eq!(packets[1].time, Duration::from_secs(2));
+        assert_eq!(packets[1].missing, 9);
+        let frame = packets[1].frame(&place());
+        assert_eq!(frame.len(), 14 + 30);
+        assert_eq!(frame[..14], [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 8, 0]);
+        assert_eq!(frame[14..35], raw);
+        assert_eq!(frame[35..], [0; 9]);
+    }
+
+    const PCAPNG_KIND: u32 = 0x0a0d_0d0a;
+
+    fn pcap(link: u32, data: &[u8]) -> Vec<u8> {
+        let length = data.len() as u32;
+        let head = words(&[
+            0xa1b2_c3d4,
+            4 << 16 | 2,
+            0,
+            0,
+            65_535,
+            link,
+            9,
+            5,
+            length,
+            length,
+        ]);
+        [&head, data].concat()
+    }
+
+    #[test]
+    fn captures_of_any_interface_have_headers_of_their_own() {
+        let ip = [0x45; 20];
+        let first = [&[0; 14][..], &[8, 0], &ip].concat();
+        let second = [&[8, 0][..], &[0; 18], &ip].concat();
+        for (link, data) in [(113, first), (276, second)] {
+            let packets = read(&pcap(link, &data)).expect("a capture");
+            assert_eq!(packets[0].time, Duration::new(9, 5_000));
+            assert_eq!(packets[0].source(), Some([0x45; 4].into()));
+            assert_eq!(
+                packets[0].frame(&place())[12..],
+                [&[8, 0][..], &ip].concat()
+            );
+        }
+    }
+
+    #[test]
+    fn another_kind_of_file_or_link_is_refused() {
+        let told = |bytes: &[u8]| read(bytes).expect_err("no capture").to_string();
+        assert!(told(b"").contains("is no capture"));
+        assert!(told(b"GIF89a").contains("is no capture"));
+        assert!(told(&pcap(1, &[0; 60])[..70]).contains("damaged"));
+        assert!(told(&pcap(105, &[0; 60])).contains("link type 105"));
+    }
+}

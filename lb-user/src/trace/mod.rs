@@ -22,13 +22,12 @@ mod steps;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
-use lb_common::datapath::Flows as _;
 use nix::time::{ClockId, clock_gettime};
 
 pub use fields::{Change, flags};
-pub use record::{Asked, Run, run};
+pub use record::{Asked, Run, Runs, run};
 pub use report::{FlowEntry, Names, NextHop, Slot, Step, Trace};
-pub use steps::{Runs, trace};
+pub use steps::trace;
 
 use self::{
     route::Routes,
@@ -188,32 +187,9 @@ impl<'k> Tracer<'k> {
 
     /// One packet, which leaves its mark on the flows that the next one meets.
     fn packet(&mut self, frame: &[u8], ifindex: u32) -> Result<Trace> {
-        let before = self.flows.clone();
         self.tables.ifindex.set(ifindex);
-        let now = run(frame, ifindex, &self.tables, &mut self.flows, None);
-        let mut without_entry = None;
-        let mut next_choice = None;
-        if let Some(mut choice) = steps::towards(&now) {
-            let mut fresh = before;
-            if let Some(key) = steps::kept(&now) {
-                fresh.remove(&key);
-                let run = run(frame, ifindex, &self.tables, &mut fresh.clone(), None);
-                if let Some(other) = steps::towards(&run) {
-                    choice = other;
-                }
-                without_entry = Some(run);
-            }
-            let barred = Some(choice);
-            next_choice = Some(run(frame, ifindex, &self.tables, &mut fresh, barred));
-        }
+        let runs = Runs::of(frame, ifindex, &self.tables, &mut self.flows);
         self.failure.check()?;
-        let runs = Runs {
-            frame: frame.to_vec(),
-            ifindex,
-            now,
-            without_entry,
-            next_choice,
-        };
         Ok(trace(&runs, &self.names))
     }
 

@@ -104,6 +104,82 @@ pub fn run<T: Tables, F: Flows>(
     }
 }
 
+/// One packet, run as it is and, if it goes to a backend, again to see the algorithm's choices.
+#[derive(Clone, Debug)]
+pub struct Runs {
+    /// The frame as it comes in.
+    pub frame: Vec<u8>,
+    /// Index of the interface it comes in on.
+    pub ifindex: u32,
+    /// What happens.
+    pub now: Run,
+    /// What would happen without the flow's entry, if there is one.
+    pub without_entry: Option<Run>,
+    /// What would happen without the entry, and if the algorithm's choice took no new flows.
+    pub next_choice: Option<Run>,
+}
+
+impl Runs {
+    /// Runs the data path on a packet. Only what happens as it is leaves its mark on `flows`.
+    pub fn of<T: Tables, F: Flows + Clone>(
+        frame: &[u8],
+        ifindex: u32,
+        tables: &T,
+        flows: &mut F,
+    ) -> Self {
+        let mut fresh = flows.clone();
+        let now = run(frame, ifindex, tables, flows, None);
+        let mut without_entry = None;
+        let mut next_choice = None;
+        if let Some(mut choice) = towards(&now) {
+            if let Some(key) = kept(&now) {
+                fresh.remove(&key);
+                let run = run(frame, ifindex, tables, &mut fresh.clone(), None);
+                choice = towards(&run).unwrap_or(choice);
+                without_entry = Some(run);
+            }
+            next_choice = Some(run(frame, ifindex, tables, &mut fresh, Some(choice)));
+        }
+        Self {
+            frame: frame.to_vec(),
+            ifindex,
+            now,
+            without_entry,
+            next_choice,
+        }
+    }
+}
+
+/// The backend that a packet was counted for, if it went towards one.
+fn towards(run: &Run) -> Option<(BackendId, Backend)> {
+    let id = run.asked.iter().find_map(|asked| match asked {
+        Asked::Forward(_, id, _) => Some(*id),
+        _ => None,
+    })?;
+    Some((id, record(run, id)?))
+}
+
+/// The key of the flow that a client's packet kept, if it kept one.
+fn kept(run: &Run) -> Option<FlowKey> {
+    let is_known = run
+        .asked
+        .iter()
+        .any(|asked| matches!(asked, Asked::Forward(_, _, Began::Known)));
+    let key = run.asked.iter().find_map(|asked| match asked {
+        Asked::Flow(key, Some(_)) => Some(*key),
+        _ => None,
+    });
+    key.filter(|_| is_known)
+}
+
+/// A backend's record, if the data path has looked at it.
+pub(super) fn record(run: &Run, id: BackendId) -> Option<Backend> {
+    run.asked.iter().find_map(|asked| match asked {
+        Asked::Backend(known, Some(backend)) if *known == id => Some(*backend),
+        _ => None,
+    })
+}
+
 struct NotedTables<'r, T> {
     tables: &'r T,
     asked: &'r RefCell<Vec<Asked>>,
@@ -241,5 +317,41 @@ impl<F: Flows> Flows for NotedFlows<'_, F> {
     fn report(&mut self, report: &Report<'_>) {
         self.note(Asked::Report(report.kind, *report.destination));
         self.flows.report(report);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::host::{self, HostFlows, traffic::Traffic, world::World};
+
+    use super::*;
+    use crate::trace::{Names, trace};
+
+    /// Random frames of all kinds: noted or not, the same happens, and every one can be told.
+    #[test]
+    fn a_packet_that_is_traced_fares_as_any_other() {
+        let world = World::standard();
+        let mut traffic = Traffic::new(7);
+        let (mut plain, mut noted) = (HostFlows::new(), HostFlows::new());
+        let mut choices = 0;
+        for _ in 0..5_000 {
+            let (ifindex, frame) = traffic.next(&world);
+            let expected = host::process(&frame, ifindex, &world.tables, &mut plain);
+            let runs = Runs::of(&frame, ifindex, &world.tables, &mut noted);
+            assert_eq!(runs.now.outcome, expected);
+            let told = trace(&runs, &Names::default());
+            assert_eq!(told.reason, expected.reason.name());
+            assert_eq!(told.changes.is_empty(), frame == expected.frame, "{told:?}");
+            if let Some(slot) = &told.slot {
+                assert_ne!(Some(&slot.backend), told.runner_up.as_ref());
+                choices += 1;
+            }
+            if expected.frame != frame {
+                traffic.forwarded(&expected.frame);
+            }
+        }
+        assert!(plain.confirmed.iter().eq(noted.confirmed.iter()));
+        assert!(plain.new.iter().eq(noted.new.iter()));
+        assert!(choices > 100, "{choices}");
     }
 }

@@ -12,24 +12,9 @@ use lb_common::{
 
 use super::{
     fields::{changes, line, mac, macs, protocol},
-    record::{Asked, Run},
+    record::{Asked, Run, Runs, record},
     report::{FlowEntry, Names, NextHop, Slot, Step, Trace},
 };
-
-/// One packet, run once as it is and, if it goes to a backend, again to see the algorithm's choices.
-#[derive(Clone, Debug)]
-pub struct Runs {
-    /// The frame as it comes in.
-    pub frame: Vec<u8>,
-    /// Index of the interface it comes in on.
-    pub ifindex: u32,
-    /// What happens.
-    pub now: Run,
-    /// What would happen without the flow's entry, if there is one.
-    pub without_entry: Option<Run>,
-    /// What would happen without the entry, and if the algorithm's choice took no new flows.
-    pub next_choice: Option<Run>,
-}
 
 /// Says what happens to a packet, and why.
 pub fn trace(runs: &Runs, names: &Names) -> Trace {
@@ -123,35 +108,6 @@ pub fn trace(runs: &Runs, names: &Names) -> Trace {
         frame: hex(&runs.frame),
         frame_after: hex(&outcome.frame),
     }
-}
-
-/// The backend that a packet was counted for, if it went towards one.
-pub(super) fn towards(run: &Run) -> Option<(BackendId, Backend)> {
-    let id = run.asked.iter().find_map(|asked| match asked {
-        Asked::Forward(_, id, _) => Some(*id),
-        _ => None,
-    })?;
-    Some((id, record(run, id)?))
-}
-
-/// The key of the flow that a client's packet kept, if it kept one.
-pub(super) fn kept(run: &Run) -> Option<FlowKey> {
-    let is_known = run
-        .asked
-        .iter()
-        .any(|asked| matches!(asked, Asked::Forward(_, _, Began::Known)));
-    let key = run.asked.iter().find_map(|asked| match asked {
-        Asked::Flow(key, Some(_)) => Some(*key),
-        _ => None,
-    });
-    key.filter(|_| is_known)
-}
-
-fn record(run: &Run, id: BackendId) -> Option<Backend> {
-    run.asked.iter().find_map(|asked| match asked {
-        Asked::Backend(known, Some(backend)) if *known == id => Some(*backend),
-        _ => None,
-    })
 }
 
 /// One run with the names.

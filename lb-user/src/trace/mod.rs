@@ -18,6 +18,8 @@ mod report;
 mod route;
 mod snapshot;
 mod steps;
+mod telling;
+mod walk;
 
 use std::time::Duration;
 

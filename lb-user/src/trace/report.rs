@@ -88,6 +88,13 @@ pub struct Step {
     pub text: String,
 }
 
+impl Step {
+    /// A step and its sentence.
+    pub(super) const fn new(step: &'static str, text: String) -> Self {
+        Self { step, text }
+    }
+}
+
 /// A flow's entry, as it was before the packet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct FlowEntry {

@@ -1,8 +1,8 @@
 //! What the data path would do with a packet, step by step, and why.
 //!
 //! Runs the program's own code ([`lb_common::datapath::process`]) on the host, over the live maps
-//! ([`snapshot`]) and the kernel's routing and neighbour tables ([`route`]). Every question that it
-//! asks is noted with its answer ([`record`]) and put in sentences ([`steps`]). Promises to change
+//! (`snapshot`) and the kernel's routing and neighbour tables (`route`). Every question that it
+//! asks is noted with its answer (`record`) and put in sentences (`steps`). Promises to change
 //! nothing: maps are opened read-only, and what the data path writes goes to copies, which the
 //! later packets of a capture meet.
 //!

@@ -141,7 +141,10 @@ pub(super) fn protocol(number: u8) -> String {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::host::{frame::Frame, world::at};
+    use lb_common::host::{
+        frame::{Frame, Transport},
+        world::at,
+    };
 
     use super::*;
 
@@ -169,23 +172,22 @@ mod tests {
 
     #[test]
     fn a_packet_inside_another_has_the_plain_names() {
-        let inner = Frame::tcp(at("198.51.100.7:4000"), at("203.0.113.10:80"), 0x02).bytes();
-        let outer = Frame::new(
-            "10.0.1.1".parse().unwrap(),
-            "10.0.1.5".parse().unwrap(),
-            lb_common::host::frame::Transport::Other(4),
-        )
-        .payload(&inner[14..])
-        .bytes();
-        assert_eq!(
-            line(&outer),
-            "198.51.100.7:4000 > 203.0.113.10:80, TCP SYN, 40 bytes, TTL 64"
-        );
-        let added = changes(&inner, &outer);
-        assert!(
-            added.iter().all(|c| c.field.starts_with("outer ")),
-            "{added:?}"
-        );
+        let (from, to) = (at("10.0.1.1:50000"), at("10.0.1.5:6080"));
+        let inner = Frame::tcp(at("[2001:db8::7]:4000"), at("[2001:db8::10]:80"), 0x02).bytes();
+        let ipip = Frame::new(from.ip(), to.ip(), Transport::Other(41)).payload(&inner[14..]);
+        let gue = Frame::udp(from, to).payload(&inner[14..]);
+        for outer in [ipip.bytes(), gue.bytes()] {
+            assert_eq!(
+                line(&outer),
+                "[2001:db8::7]:4000 > [2001:db8::10]:80, TCP SYN, 60 bytes, TTL 64"
+            );
+            let added = changes(&inner, &outer);
+            assert!(!added.is_empty());
+            assert!(
+                added.iter().all(|c| c.field.starts_with("outer ")),
+                "{added:?}"
+            );
+        }
     }
 
     #[test]

@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 
 use lb_common::{
     abi::{
-        Address, Algorithm, Backend, BackendId, BackendState, Endpoint, EndpointKey, EventKind,
-        Flow, FlowKey, Mode, Neighbour, Port, Role, Service, ServiceId, Ticks,
+        self, Address, Backend, BackendId, BackendState, Endpoint, EndpointKey, EventKind, Flow,
+        FlowKey, Neighbour, Port, Role, Service, ServiceId, Ticks,
     },
     datapath::{Began, Stage, parse::Parsed},
 };
@@ -15,6 +15,7 @@ use super::{
     record::{Asked, Run, record},
     report::{FlowEntry, Names, Slot, Step},
 };
+use crate::config::{Algorithm, Mode, State};
 
 /// One run with the names.
 pub(super) struct Telling<'r> {
@@ -349,31 +350,22 @@ impl<'r> Telling<'r> {
 }
 
 fn of_service(service: &Service) -> String {
-    let algorithm = match service.algorithm {
-        Algorithm::MAGLEV => "maglev",
-        Algorithm::ROUND_ROBIN => "round-robin",
-        Algorithm::SOURCE_HASH => "source-hash",
-        _ => "an algorithm of another version",
-    };
+    let algorithm = Algorithm::ALL
+        .iter()
+        .find(|word| word.abi() == service.algorithm)
+        .map_or("an algorithm of another version", |word| word.name());
     format!("{}, {algorithm}", mode(service.mode))
 }
 
 /// A mode's name.
-pub(super) const fn mode(mode: Mode) -> &'static str {
-    match mode {
-        Mode::NAT => "nat",
-        Mode::DSR_L2 => "dsr-l2",
-        _ => "a mode of another version",
-    }
+pub(super) fn mode(mode: abi::Mode) -> &'static str {
+    let word = Mode::ALL.iter().find(|word| word.abi() == mode);
+    word.map_or("a mode of another version", |word| word.name())
 }
 
-const fn state(state: BackendState) -> &'static str {
-    match state {
-        BackendState::ENABLED => "enabled",
-        BackendState::DRAINING => "draining",
-        BackendState::DISABLED => "disabled",
-        _ => "removed",
-    }
+fn state(state: BackendState) -> &'static str {
+    let word = State::ALL.iter().find(|word| word.abi() == state);
+    word.map_or("removed", |word| word.name())
 }
 
 const fn table(stage: Stage) -> &'static str {

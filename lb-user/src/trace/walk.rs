@@ -199,19 +199,21 @@ impl Walk {
         match number {
             ip::TCP => self.tcp(body),
             ip::UDP => self.udp(body),
-            _ if INSIDE.contains(&number) => {
-                // What was read so far is the outer packet.
-                for field in &mut self.fields {
-                    if !field.name.ends_with("MAC") {
-                        field.name = format!("outer {}", field.name);
-                    }
-                }
-                match number {
-                    41 => self.v6(body),
-                    _ => self.v4(body),
-                }
-            }
+            _ if INSIDE.contains(&number) => self.inside(body),
             _ => self.rest(body),
+        }
+    }
+
+    /// A packet inside the one that was read so far.
+    fn inside(&mut self, packet: &[u8]) {
+        for field in &mut self.fields {
+            if !field.name.ends_with("MAC") {
+                field.name = format!("outer {}", field.name);
+            }
+        }
+        match packet.first() {
+            Some(first) if first >> 4 == 6 => self.v6(packet),
+            _ => self.v4(packet),
         }
     }
 
@@ -259,6 +261,9 @@ impl Walk {
         let length = u16::from_be_bytes(udp.length);
         self.field("UDP length", &udp.length, length.to_string());
         self.checksum("checksum", udp.checksum);
+        if is_packet(payload) {
+            return self.inside(payload);
+        }
         self.rest(payload);
     }
 
@@ -275,4 +280,17 @@ impl Walk {
         let value = u16::from_be_bytes(bytes);
         self.field(name, &bytes, format!("{value:#06x}"));
     }
+}
+
+/// Whether a UDP payload is an IP packet, whole and nothing else: that of a tunnel (GUE variant 1,
+/// whatever its port).
+fn is_packet(payload: &[u8]) -> bool {
+    let length = match payload {
+        [0x45..=0x4f, _, a, b, ..] => usize::from(u16::from_be_bytes([*a, *b])),
+        [0x60..=0x6f, _, _, _, a, b, ..] => {
+            Ipv6Header::LEN + usize::from(u16::from_be_bytes([*a, *b]))
+        }
+        _ => return false,
+    };
+    length == payload.len() && length >= Ipv4Header::LEN
 }

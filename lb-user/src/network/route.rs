@@ -95,7 +95,9 @@ impl Network {
             let answer = self.handle.route().get(question).execute().try_next().await;
             match answer {
                 Ok(Some(route)) => {
-                    return Ok(next_hop(&route, destination).map(|hop| (hop, mtu(&route))));
+                    return Ok(
+                        next_hop(&route, destination).map(|hop| (hop, mtu(&route.attributes)))
+                    );
                 }
                 Ok(None) => {}
                 Err(error) if is_no_route(&error) || errno(&error) == Some(libc::EXDEV) => {}
@@ -197,14 +199,11 @@ fn is_usable(path: &RouteNextHop) -> bool {
 const DSCP: u8 = 0xfc;
 
 /// The MTU that an administrator has given the route.
-fn mtu(route: &RouteMessage) -> Option<u32> {
-    let metrics = route
-        .attributes
-        .iter()
-        .find_map(|attribute| match attribute {
-            RouteAttribute::Metrics(metrics) => Some(metrics),
-            _ => None,
-        })?;
+fn mtu(attributes: &[RouteAttribute]) -> Option<u32> {
+    let metrics = attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Metrics(metrics) => Some(metrics),
+        _ => None,
+    })?;
     metrics.iter().find_map(|metric| match metric {
         RouteMetric::Mtu(mtu) => Some(*mtu),
         _ => None,

@@ -10,8 +10,11 @@ use lb_common::{
         Address, Backend, BackendId, BackendState, Conversation, Direct, Endpoint, EndpointKey,
         EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
     },
-    datapath::{self, Began, Flows, Report, Stage, Tables, parse::Parsed},
-    host::{HostPacket, Outcome},
+    datapath::{
+        Began, Flows, Packet as _, Report, Stage, Tables,
+        parse::{self, Parsed},
+    },
+    host::{self, HostPacket, Outcome},
 };
 
 /// A question with its answer, or something that was written.
@@ -88,16 +91,13 @@ pub fn run<T: Tables, F: Flows>(
         flows,
         asked: &asked,
     };
-    let mut packet = HostPacket::new(frame, ifindex);
+    let outcome = host::process(frame, ifindex, &tables, &mut flows);
+    // Read once more, for the words: the data path keeps what it has read to itself.
+    let packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
-    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, &tables, &mut flows);
-    let frame = packet.bytes().to_vec();
+    let _ = parse::packet(&packet, packet.length(), &mut parsed);
     Run {
-        outcome: Outcome {
-            verdict,
-            reason,
-            frame,
-        },
+        outcome,
         parsed,
         asked: asked.into_inner(),
         now,
@@ -322,7 +322,7 @@ impl<F: Flows> Flows for NotedFlows<'_, F> {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::host::{self, HostFlows, traffic::Traffic, world::World};
+    use lb_common::host::{HostFlows, traffic::Traffic, world::World};
 
     use super::*;
     use crate::trace::{Names, trace};

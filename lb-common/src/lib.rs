@@ -4,6 +4,7 @@
 
 pub mod abi;
 pub mod datapath;
+pub mod decap;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod wire;

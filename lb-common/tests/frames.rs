@@ -6,9 +6,9 @@ use lb_common::{
     abi::Fate,
     host::{
         Balancer, fixtures,
-        frame::{Frame, checksums},
+        frame::{self, Frame, checksums},
         traffic::Traffic,
-        world::{CLIENTS, World},
+        world::{CLIENTS, GUE_PORT, World},
     },
 };
 
@@ -58,6 +58,15 @@ fn verify(frame: &[u8]) -> Result<(), SliceError> {
             };
             assert_eq!(Ok(header.checksum), sum);
         }
+        Some(TransportSlice::Icmpv4(icmp)) => {
+            let header = icmp.header();
+            let sum = header.icmp_type.calc_checksum(icmp.payload());
+            assert_eq!(header.checksum, sum);
+        }
+        Some(TransportSlice::Icmpv6(icmp)) => {
+            let (a, b) = v6().expect("an IPv6 header is in front of it");
+            assert!(icmp.is_checksum_valid(a, b));
+        }
         _ => {}
     }
     Ok(())
@@ -83,7 +92,7 @@ fn another_implementation_finds_the_same_checksums() {
 fn another_implementation_agrees_on_what_was_rewritten() {
     let mut lb = Balancer::new(World::standard());
     let mut traffic = Traffic::new(3);
-    let mut verified = 0;
+    let (mut verified, mut tunnelled) = (0, 0);
     for _ in 0..20_000 {
         let (ifindex, frame) = traffic.next(&lb.world);
         let before = checksums(&frame);
@@ -95,9 +104,14 @@ fn another_implementation_agrees_on_what_was_rewritten() {
         if before.transport == Some(true) && before.ip != Some(false) {
             verify(&outcome.frame).expect("it reads the frame");
             verified += 1;
+            if let Some(inner) = frame::inner(&outcome.frame, GUE_PORT) {
+                verify(&inner).expect("it reads the inner frame");
+                tunnelled += 1;
+            }
         }
     }
     assert!(verified > 5_000, "{verified}");
+    assert!(tunnelled > 2_000, "{tunnelled}");
 }
 
 #[test]

@@ -12,7 +12,7 @@ use aya_ebpf::{Global, macros::xdp, programs::XdpContext};
 use aya_log_ebpf::info;
 use lb_common::{
     abi::Reason,
-    datapath::{self, Packet as _, Verdict},
+    datapath::{self, End, Flows as _, Packet as _, Verdict},
 };
 
 use crate::{packet::XdpPacket, tables::BpfTables};
@@ -32,7 +32,15 @@ fn lb(ctx: XdpContext) -> u32 {
     let Some(parsed) = tables::parsed() else {
         return emit::action(Verdict::Pass);
     };
-    let (verdict, reason) = datapath::process(&mut packet, parsed, &tables, &mut flows);
+    let (verdict, reason) = match datapath::process(&mut packet, parsed, &tables, &mut flows) {
+        End::Sent(verdict, reason) => (verdict, reason),
+        End::Answer(answer) => {
+            tables::go_on_to_answer(&ctx, answer);
+            let reason = Reason::TooBigSuppressed;
+            flows.count(packet.ifindex(), reason, packet.length());
+            (Verdict::Drop, reason)
+        }
+    };
     if LOG_LEVEL.load() != 0 && is_rare(reason) {
         info!(
             &ctx,
@@ -41,6 +49,20 @@ fn lb(ctx: XdpContext) -> u32 {
             packet.ifindex()
         );
     }
+    emit::action(verdict)
+}
+
+/// The rest of the way of a packet that is answered: entered from [`lb`], which has left its decision
+/// in this CPU's working memory.
+#[xdp]
+fn answer(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(ctx.ctx);
+    let tables = BpfTables::new(ctx.ctx);
+    let mut flows = BpfTables::new(ctx.ctx);
+    let (Some(parsed), Some(answer)) = (tables::parsed(), tables::answer()) else {
+        return emit::action(Verdict::Drop);
+    };
+    let (verdict, _) = datapath::answer(&mut packet, parsed, &answer, &tables, &mut flows);
     emit::action(verdict)
 }
 

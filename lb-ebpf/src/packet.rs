@@ -2,7 +2,10 @@
 
 #![expect(unsafe_code, reason = "headers are lent from the frame by pointer")]
 
-use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_get_buff_len};
+use aya_ebpf::{
+    bindings::xdp_md,
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+};
 use lb_common::{datapath::Packet, wire::Header};
 
 /// The frame of one run of the program.
@@ -53,5 +56,26 @@ impl Packet for XdpPacket {
     fn at_mut<H: Header>(&mut self, offset: usize) -> Option<&mut H> {
         // SAFETY: as in `at`; `&mut self` makes this the only header that is lent.
         self.place(offset).map(|header| unsafe { &mut *header })
+    }
+
+    #[inline(always)]
+    fn grow_head(&mut self, bytes: usize) -> bool {
+        // SAFETY: the kernel's context is valid for the whole run; `&mut self` says that no header
+        // is lent while the frame moves.
+        (unsafe { bpf_xdp_adjust_head(self.ctx, -(bytes as i32)) }) == 0
+    }
+
+    #[inline(always)]
+    fn shrink_tail(&mut self, length: usize) -> bool {
+        let less = length as i32 - self.length() as i32;
+        // SAFETY: as in `grow_head`; the helper refuses what is shorter than an Ethernet header.
+        less <= 0 && (unsafe { bpf_xdp_adjust_tail(self.ctx, less) }) == 0
+    }
+
+    #[inline(always)]
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        // SAFETY: the kernel's context is valid for the whole run. The helper moves the frame's
+        // beginning; `&mut self` makes sure that no header is lent meanwhile.
+        unsafe { bpf_xdp_adjust_head(self.ctx, bytes as i32) == 0 }
     }
 }

@@ -10,18 +10,21 @@
 
 use aya_ebpf::{
     bindings::{BPF_F_INNER_MAP, bpf_fib_lookup as FibLookup, xdp_md},
-    btf_maps::{Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
+    btf_maps::{
+        Array, ArrayOfMaps, HashMap, LruHashMap, PerCpuArray, PerCpuHashMap, ProgramArray, RingBuf,
+    },
     helpers::generated::{bpf_fib_lookup, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
     macros::btf_map,
+    programs::XdpContext,
 };
 use lb_common::{
     abi::{
-        Address, Backend, BackendId, BackendState, Conversation, Counter, Direct, Endpoint,
-        EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode, Neighbour,
-        Reason, Service, ServiceId, Settings, Ticks, Traffic, limits,
+        Address, Answered, Backend, BackendId, BackendState, Conversation, Counter, Direct,
+        Endpoint, EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode,
+        Neighbour, Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
     },
     datapath::{
-        Began, Flows, Report, Stage, Tables,
+        Answer, Began, Flows, Report, Stage, Tables,
         parse::{Family, Parsed},
     },
 };
@@ -66,6 +69,17 @@ static NEW_FLOWS: LruHashMap<FlowKey, Flow, { limits::NEW_FLOWS as usize }> = Lr
 #[btf_map(name = "direct")]
 static DIRECT: LruHashMap<Conversation, Direct, { limits::DIRECT as usize }> = LruHashMap::new();
 
+/// What clients were told by ICMP, by prefix. Written by the program.
+#[btf_map(name = "answered")]
+static ANSWERED: LruHashMap<Address, Answered, { limits::ANSWERED as usize }> = LruHashMap::new();
+
+/// The programs of rare ways, by the numbers below. Written by the agent.
+#[btf_map(name = "programs")]
+static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+
+/// Place of the program that answers a packet.
+const ANSWER: u32 = 0;
+
 /// Round-robin tickets by service id: each CPU turns a wheel of its own, which shares no memory and
 /// gives every backend its weight's part all the same. Written by the program.
 #[btf_map(name = "rotations")]
@@ -97,6 +111,7 @@ static SCRATCH: PerCpuArray<Scratch, 1> = PerCpuArray::new();
 #[repr(C)]
 struct Scratch {
     parsed: Parsed,
+    answer: Answer,
     flow: Flow,
     route: FibLookup,
     /// When an event of each kind was last sent.
@@ -123,6 +138,26 @@ pub(crate) fn parsed() -> Option<&'static mut Parsed> {
     // SAFETY: the element belongs to this CPU, XDP programs do not preempt each other on one CPU,
     // and the program calls this once. The other parts of the element are lent separately.
     Some(unsafe { &mut (*scratch).parsed })
+}
+
+/// What the packet of the current run is answered, as [`go_on_to_answer`] has noted it.
+#[inline(always)]
+pub(crate) fn answer() -> Option<Answer> {
+    let scratch = SCRATCH.get_ptr(0)?;
+    // SAFETY: as in `parsed`; another part.
+    Some(unsafe { (*scratch).answer })
+}
+
+/// Goes on in the program that answers packets, with this answer. Comes back only if there is none.
+#[inline(always)]
+pub(crate) fn go_on_to_answer(ctx: &XdpContext, answer: Answer) {
+    let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+        return;
+    };
+    // SAFETY: as in `parsed`; another part.
+    unsafe { (*scratch).answer = answer };
+    // SAFETY: nothing is held that would have to be dropped.
+    unsafe { PROGRAMS.tail_call(ctx, ANSWER) }
 }
 
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
@@ -161,6 +196,18 @@ impl Tables for BpfTables {
         SETTINGS
             .get(0)
             .is_some_and(|settings| settings.transmit_by_redirect != 0)
+    }
+
+    #[inline(always)]
+    fn answers_per_second(&self) -> u32 {
+        SETTINGS
+            .get(0)
+            .map_or(0, |settings| settings.answers_per_second)
+    }
+
+    #[inline(always)]
+    fn tunnel(&self) -> Option<&Tunnel> {
+        SETTINGS.get(0).map(|settings| &settings.tunnel)
     }
 
     #[inline(always)]
@@ -208,7 +255,7 @@ fn ask(
     // SAFETY: `ctx` is the program's own context.
     query.ifindex = unsafe { (*ctx).ingress_ifindex };
     query.__bindgen_anon_5.tbid = 0;
-    match parsed.family {
+    match Family::of(destination) {
         Family::V4 => {
             query.family = AF_INET;
             query.__bindgen_anon_2.flowinfo = u32::from(parsed.tos);
@@ -308,6 +355,19 @@ impl Flows for BpfTables {
     #[inline(always)]
     fn remove_direct(&mut self, conversation: &Conversation) {
         let _ = DIRECT.remove(conversation);
+    }
+
+    #[inline(always)]
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {
+        // SAFETY: as in `find`.
+        ANSWERED
+            .get_ptr_mut(prefix)
+            .map(|answered| unsafe { &mut *answered })
+    }
+
+    #[inline(always)]
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered) {
+        let _ = ANSWERED.insert(prefix, answered, 0);
     }
 
     #[inline(always)]

@@ -3,9 +3,12 @@
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
+    str::FromStr,
 };
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::IpNet;
+use lb_common::abi::decap::GUE_PORT;
 
 use crate::{
     config::{Algorithm, Mode, Protocol, State, XdpMode, raw::Span},
@@ -82,6 +85,9 @@ pub enum Command {
     /// Add, remove, list and change backends
     #[command(subcommand)]
     Backend(Backend),
+    /// On a backend: take packets out of tunnels (dsr-ipip, dsr-gue) and give them to the kernel
+    #[command(subcommand)]
+    Decap(Decap),
     /// Show interfaces, services and backends with their state
     #[command(after_help = "Examples:
   lb-user status
@@ -212,7 +218,8 @@ pub enum Service {
     #[command(after_help = "Examples:
   sudo lb-user service add 203.0.113.10:80/tcp --name web
   sudo lb-user service add '[2001:db8::10]:53/udp' --name dns --algorithm round-robin
-  sudo lb-user service add 10.0.0.100:80/tcp --name direct --mode dsr-l2")]
+  sudo lb-user service add 10.0.0.100:80/tcp --name direct --mode dsr-l2
+  sudo lb-user service add 203.0.113.20:80/tcp --name far --mode dsr-ipip")]
     Add(ServiceAdd),
     /// Remove a service with its backends
     #[command(after_help = "Examples:
@@ -271,8 +278,9 @@ pub struct ServiceChange {
 /// What can be said of a service.
 #[derive(Debug, Args)]
 pub struct ServiceOptions {
-    /// nat: answers come back through here; dsr-l2: backends answer the client directly
-    #[arg(long, value_name = "nat|dsr-l2")]
+    /// nat: answers come back through here; dsr-l2, dsr-ipip, dsr-gue: backends answer the client
+    /// directly, reached on-link by MAC address, or anywhere by IP in IP or GUE
+    #[arg(long, value_name = "nat|dsr-l2|dsr-ipip|dsr-gue")]
     pub mode: Option<Mode>,
     /// How a backend is chosen for a new flow
     #[arg(long, value_name = "maglev|round-robin|source-hash")]
@@ -307,7 +315,8 @@ pub enum Backend {
     #[command(after_help = "Examples:
   sudo lb-user backend add web 10.0.1.5:8080
   sudo lb-user backend add web 10.0.1.6:8080 --weight 2
-  sudo lb-user backend add direct 10.0.0.5          the service's port")]
+  sudo lb-user backend add direct 10.0.0.5          the service's port
+  sudo lb-user backend add far 2001:db8:1::5        dsr-ipip, dsr-gue: either family")]
     Add {
         /// The service's name
         service: String,
@@ -357,6 +366,91 @@ pub enum Backend {
         #[arg(long, value_name = "enabled|draining|disabled")]
         state: Option<State>,
     },
+}
+
+/// `decap`.
+#[derive(Debug, Subcommand)]
+pub enum Decap {
+    /// Take packets out of IPIP and GUE on an interface, from now on and without an agent
+    #[command(after_help = "Examples:
+  sudo lb-user decap attach eth0 --from 10.0.0.2 --from 10.0.0.3
+  sudo lb-user decap attach eth0 --from 10.0.0.0/28 --from 2001:db8:1::/64
+  sudo lb-user decap attach eth0 --from 10.0.0.2 --gue-port 6081
+Again on the same interface: a new program, sources and port take the place of the old ones between
+two packets, and the counters go on.
+
+Takes off IPv4 and IPv6 inside IPv4 and IPv6 (IPIP), and IP directly behind UDP (GUE variant 1), if the
+outer packet is from one of the addresses and for this host. Everything else passes untouched. The
+service's address must be on lo, or the kernel throws away what comes out: `lb-user recipe SERVICE`
+prints what a backend needs, `lb-user recipe SERVICE --check` tells what is missing here.
+
+It lasts until `decap detach` or the next start of the machine.")]
+    Attach(DecapAttach),
+    /// Stop taking packets out of tunnels, on an interface or on all
+    #[command(after_help = "Examples:
+  sudo lb-user decap detach eth0
+  sudo lb-user decap detach          all interfaces of this instance")]
+    Detach {
+        /// The interface
+        interface: Option<String>,
+    },
+    /// Show where packets are taken out of tunnels, from whom, and what became of them
+    #[command(after_help = "Examples:
+  sudo lb-user decap status
+  sudo lb-user decap status -o json")]
+    Status,
+}
+
+/// `decap attach`.
+#[derive(Debug, Args)]
+pub struct DecapAttach {
+    /// The interface that packets from the load balancer come in on
+    pub interface: String,
+    /// A load balancer's address, or a network of them; may be given again
+    #[arg(long, value_name = "ADDRESS[/BITS]")]
+    pub from: Vec<Network>,
+    /// The UDP port that GUE is sent to
+    #[arg(
+        long,
+        default_value_t = GUE_PORT,
+        value_name = "PORT",
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub gue_port: u16,
+    /// Where the program runs: in the driver if it can, in the driver or not at all, or generic
+    #[arg(long, default_value = "auto", value_name = "auto|driver|skb")]
+    pub xdp_mode: XdpMode,
+    /// Enter this network namespace (a name of `ip netns`, or a path) before anything else
+    #[arg(long, value_name = "NAME")]
+    pub netns: Option<String>,
+    /// Throw away counters whose layout is another version's
+    #[arg(long)]
+    pub discard: bool,
+}
+
+/// Addresses that begin alike, or one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let network: IpNet = match text.parse::<IpAddr>() {
+            Ok(address) => address.to_canonical().into(),
+            Err(_) => text.parse().map_err(|_| {
+                "write an address or a network: 10.0.0.2, 10.0.0.0/24, 2001:db8::/64".to_owned()
+            })?,
+        };
+        if network.addr() != network.network() {
+            return Err(format!(
+                "the address has bits beyond the prefix: write {} or {}",
+                network.trunc(),
+                network.addr()
+            ));
+        }
+        Ok(Self(network))
+    }
 }
 
 /// `flows`.

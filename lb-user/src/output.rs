@@ -133,6 +133,15 @@ fn interfaces(interfaces: &[Interface]) -> String {
     text(&table)
 }
 
+/// The interface a backend is reached through, and what outer headers come from.
+fn via(backend: &Backend) -> String {
+    let interface = dash(backend.interface.as_deref());
+    match &backend.outer_source {
+        Some(source) => format!("{interface} from {source}"),
+        None => interface.to_owned(),
+    }
+}
+
 /// `service list`.
 pub fn services(services: &[Service]) -> String {
     let mut table = table(&[
@@ -210,7 +219,7 @@ pub fn backends<'a>(
                     .mac
                     .clone()
                     .unwrap_or_else(|| "unresolved".to_owned()),
-                dash(backend.interface.as_deref()).to_owned(),
+                via(backend),
                 number(backend.new_flows),
                 bytes(backend.forward.bytes),
                 bytes(backend.back.bytes),

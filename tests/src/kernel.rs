@@ -16,15 +16,17 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions,
     maps::{
-        Array, ArrayOfMaps, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues, RingBuf,
+        Array, ArrayOfMaps, HashMap, MapData, PerCpuArray, PerCpuHashMap, PerCpuValues,
+        ProgramArray, RingBuf,
     },
     programs::{TestRun as _, Xdp},
     util::nr_cpus,
 };
 use lb_common::{
     abi::{
-        ABI_VERSION, Address, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey,
-        Event, Flow, FlowKey, InterfaceCounters, Service, ServiceId, Settings, Ticks, Traffic,
+        ABI_VERSION, Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint,
+        EndpointKey, Event, Flow, FlowKey, InterfaceCounters, Service, ServiceId, Settings, Ticks,
+        Traffic,
     },
     host::{
         HostTables,
@@ -176,6 +178,11 @@ pub struct Kernel {
     pub new: HashMap<MapData, FlowKey, Flow>,
     /// Conversations opened with backends themselves.
     pub direct: HashMap<MapData, Conversation, Direct>,
+    /// ICMP messages, by prefix of clients.
+    pub answered: HashMap<MapData, Address, Answered>,
+    /// Kept: the kernel empties it when nobody has it open.
+    _programs: ProgramArray<MapData>,
+    settings: Array<MapData, Settings>,
     filled: HostTables,
 }
 
@@ -201,6 +208,14 @@ impl Kernel {
         program(&mut ebpf)?
             .load()
             .context("the kernel refuses lb-ebpf")?;
+        let answer: &mut Xdp = ebpf
+            .program_mut("answer")
+            .context("lb-ebpf has no program answer")?
+            .try_into()?;
+        answer.load().context("the kernel refuses answer")?;
+        let fd = answer.fd()?.try_clone()?;
+        let mut programs = ProgramArray::try_from(take(&mut ebpf, "programs")?)?;
+        programs.set(0, &fd, 0)?;
         let mut kernel = Self {
             endpoints: HashMap::try_from(take(&mut ebpf, "endpoints")?)?,
             services: Array::try_from(take(&mut ebpf, "services")?)?,
@@ -214,12 +229,13 @@ impl Kernel {
             confirmed: HashMap::try_from(take(&mut ebpf, "flows")?)?,
             new: HashMap::try_from(take(&mut ebpf, "new_flows")?)?,
             direct: HashMap::try_from(take(&mut ebpf, "direct")?)?,
+            answered: HashMap::try_from(take(&mut ebpf, "answered")?)?,
+            _programs: programs,
+            settings: Array::try_from(take(&mut ebpf, "settings")?)?,
             filled: HostTables::default(),
             ebpf,
         };
-        let mut settings: Array<MapData, Settings> =
-            Array::try_from(take(&mut kernel.ebpf, "settings")?)?;
-        settings.set(0, every_event(), 0)?;
+        kernel.settings.set(0, every_event(), 0)?;
         let cpus = nr_cpus().map_err(|(what, error)| anyhow!("{what}: {error}"))?;
         for ifindex in [CLIENTS, BACKENDS] {
             let zero = PerCpuValues::try_from(vec![InterfaceCounters::default(); cpus])?;
@@ -228,13 +244,18 @@ impl Kernel {
         Ok(kernel)
     }
 
-    /// How many instructions the verifier looked at.
+    /// How many instructions of a program the verifier looked at.
     ///
     /// # Errors
     ///
     /// If the kernel does not say.
-    pub fn verified_instructions(&mut self) -> Result<u32> {
-        let info = program(&mut self.ebpf)?.info()?;
+    pub fn verified_instructions(&mut self, name: &str) -> Result<u32> {
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(name)
+            .with_context(|| format!("lb-ebpf has no program {name}"))?
+            .try_into()?;
+        let info = program.info()?;
         info.verified_instruction_count()
             .context("the kernel does not tell how many instructions it has verified")
     }
@@ -269,6 +290,12 @@ impl Kernel {
                 self.put_slots(*id, cells)?;
             }
         }
+        let settings = Settings {
+            tunnel: tables.tunnel,
+            answers_per_second: tables.answers_per_second,
+            ..every_event()
+        };
+        self.settings.set(0, settings, 0)?;
         for local in &tables.locals {
             self.locals.insert(local, 1, 0)?;
         }
@@ -366,7 +393,8 @@ impl Kernel {
     pub fn forget(&mut self) -> Result<()> {
         clear(&mut self.confirmed)?;
         clear(&mut self.new)?;
-        clear(&mut self.direct)
+        clear(&mut self.direct)?;
+        clear(&mut self.answered)
     }
 }
 

@@ -16,15 +16,19 @@ use aya::{
     Pod,
     maps::{HashMap, MapData},
 };
+use lb_common::wire::l4::ACK;
 use lb_common::{
-    abi::{BackendId, BackendState, Event, EventKind, Flow, FlowKey, Reason, ServiceId, Ticks},
+    abi::{
+        Address, Answered, BackendId, BackendState, Event, EventKind, Flow, FlowKey, Reason,
+        ServiceId, Ticks,
+    },
     datapath::Verdict,
     host::{
         self, HostFlows, Outcome, fixtures,
         flows::Lru,
-        frame,
+        frame::{self, Frame},
         traffic::Traffic,
-        world::{BACKENDS, CLIENTS, World},
+        world::{BACKENDS, CLIENTS, World, at},
     },
 };
 use lb_tests::kernel::{Kernel, coarse_time, entries, every_event, isolated};
@@ -99,6 +103,7 @@ impl Both {
         self.flows.confirmed = Lru::new(None);
         self.flows.new = Lru::new(None);
         self.flows.direct = Lru::new(None);
+        self.flows.answered = Lru::new(None);
         Ok(())
     }
 
@@ -119,6 +124,13 @@ impl Both {
             &direct,
             &self.flows.direct,
             |a, b| apart(a.seen, b.seen),
+        )?;
+        let answered = entries(&self.kernel.answered)?;
+        same(
+            "answered prefixes",
+            &answered,
+            &self.flows.answered,
+            |a, b| a.count != b.count || apart(a.since, b.since),
         )?;
         for ifindex in [CLIENTS, BACKENDS] {
             let host = self.flows.interfaces.get(&ifindex).copied();
@@ -178,6 +190,12 @@ impl Both {
         };
         age(&mut self.kernel.confirmed, &mut self.flows.confirmed, flow)?;
         age(&mut self.kernel.new, &mut self.flows.new, flow)?;
+        let answered = |_: &Address, answered: &mut Answered| answered.since = older(now, 2);
+        age(
+            &mut self.kernel.answered,
+            &mut self.flows.answered,
+            answered,
+        )?;
         age(
             &mut self.kernel.direct,
             &mut self.flows.direct,
@@ -280,6 +298,35 @@ fn every_fixture_holds_in_the_kernel() -> Result<()> {
 }
 
 #[test]
+fn clients_are_told_of_long_packets_as_often_in_the_kernel() -> Result<()> {
+    isolated(|cpu| {
+        let mut world = World::standard();
+        world.tables.answers_per_second = 2;
+        let mut both = Both::new(cpu, world)?;
+        for to in ["203.0.113.50:80", "[2001:db8::60]:80"] {
+            let is_v4 = at(to).is_ipv4();
+            let client = at(if is_v4 {
+                "198.51.100.7:20000"
+            } else {
+                "[2001:db8:c::7]:20000"
+            });
+            let frame = Frame::tcp(client, at(to), ACK)
+                .payload(&[7; 1500])
+                .dont_fragment();
+            let mut told = || Ok(both.run(CLIENTS, &frame.bytes())?.reason);
+            for due in [Reason::TooBig, Reason::TooBig, Reason::TooBigSuppressed] {
+                let reason: Result<Reason> = told();
+                ensure!(reason? == due, "{to}: not {due:?}");
+            }
+            both.age()?;
+            let again = both.run(CLIENTS, &frame.bytes())?.reason;
+            ensure!(again == Reason::TooBig, "{to}: {again:?} after a second");
+        }
+        both.compare()
+    })
+}
+
+#[test]
 fn random_frames_fare_alike_in_the_kernel_and_on_the_host() -> Result<()> {
     isolated(|cpu| {
         let mut both = Both::new(cpu, World::standard())?;
@@ -351,7 +398,7 @@ struct Tally {
 
 impl Tally {
     /// What at least one frame in twenty must meet.
-    const MET: [&str; 7] = [
+    const MET: [&str; 9] = [
         "pass",
         "drop",
         "transmit",
@@ -359,6 +406,8 @@ impl Tally {
         "nat towards",
         "nat back",
         "dsr-l2",
+        "dsr-ipip",
+        "dsr-gue",
     ];
 
     fn add(&mut self, outcome: &Outcome, frame: &[u8]) {
@@ -372,8 +421,15 @@ impl Tally {
         *self.shares.entry(verdict).or_default() += 1;
         let mode = match outcome.reason {
             Reason::ToClient | Reason::ToClientRouted => "nat back",
+            Reason::ToBackend | Reason::ToBackendRouted if outcome.frame.len() > frame.len() => {
+                match outcome.frame.len() - frame.len() {
+                    20 | 40 => "dsr-ipip",
+                    28 | 48 => "dsr-gue",
+                    bytes => panic!("grown by {bytes} bytes"),
+                }
+            }
             Reason::ToBackendRouted | Reason::ToBackendViaKernel => "nat towards",
-            // Only nat changes anything behind the Ethernet header.
+            // Of the others only nat changes anything behind the Ethernet header.
             Reason::ToBackend if frame[14..] == outcome.frame[14..] => "dsr-l2",
             Reason::ToBackend => "nat towards",
             _ => return,

@@ -55,6 +55,13 @@ impl Address {
         [self.0[12], self.0[13], self.0[14], self.0[15]]
     }
 
+    /// Whether it is an IPv4 address.
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        let words: &[u32; 4] = zerocopy::transmute_ref!(self);
+        (words[0] | words[1]) == 0 && words[2] == u32::from_ne_bytes([0, 0, 0xff, 0xff])
+    }
+
     /// The address as the standard library knows it.
     pub const fn ip(&self) -> IpAddr {
         Ipv6Addr::from_octets(self.0).to_canonical()
@@ -126,6 +133,9 @@ mod tests {
         assert_eq!(address.ip(), IpAddr::from([203, 0, 113, 10]));
         assert_eq!(address, Address::from(address.ip()));
         assert_eq!(address.v4_bytes(), [203, 0, 113, 10]);
+        assert!(address.is_v4());
+        assert!(!Address::from(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1])).is_v4());
+        assert!(!Address::default().is_v4());
         assert_eq!(Port::from(80).0, [0, 80]);
     }
 }

@@ -52,13 +52,14 @@ impl Neighbour {
 
 shared! {
     /// One backend of one service.
-    pub struct Backend, 48 bytes {
+    pub struct Backend, 64 bytes {
         /// Its own address; in `nat` mode the rewritten destination.
         pub address: Address,
         /// Its port; 0 in modes that keep the service's.
         pub port: Port,
-        /// Zero.
-        pub reserved: [u8; 2],
+        /// Longest IP packet that the way to it carries, in bytes: the smaller of the interface's
+        /// and the route's. 0: not known, and nothing is too long.
+        pub mtu: u16,
         /// Whether it takes packets.
         pub state: BackendState,
         /// The service it belongs to.
@@ -68,5 +69,9 @@ shared! {
         pub generation: u32,
         /// Where its packets go next.
         pub neighbour: Neighbour,
+        /// Source of the outer header in tunnel modes, of the family of `address`; the bits that
+        /// [`crate::abi::Tunnel`] varies are 0. All zero: no address of the load balancer leads
+        /// there.
+        pub source: Address,
     }
 }

@@ -142,3 +142,13 @@ shared! {
         pub seen: Ticks,
     }
 }
+
+shared! {
+    /// The ICMP messages that the clients of one prefix got. Keyed by the prefix's first address.
+    pub struct Answered, 8 bytes {
+        /// When the second began in which they are counted.
+        pub since: Ticks,
+        /// How many.
+        pub count: u32,
+    }
+}

@@ -11,6 +11,11 @@ pub const ATTEMPTS: u32 = 8;
 /// Extension headers that are followed to find the ports of an IPv6 packet.
 pub const EXTENSION_HEADERS: usize = 4;
 
+/// ICMP messages that the clients of one prefix get in a second.
+pub const ANSWERS_PER_SECOND: u32 = 64;
+/// Prefixes of clients that have lately got ICMP messages.
+pub const ANSWERED: u32 = 4096;
+
 /// Services, ids from 1. Default size of the maps indexed by service.
 pub const SERVICES: u32 = 1024;
 /// Backends of all services, ids from 1. Default size of the maps indexed by backend.

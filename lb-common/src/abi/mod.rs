@@ -7,6 +7,7 @@
 
 mod address;
 mod backend;
+pub mod decap;
 mod event;
 mod flow;
 pub mod limits;
@@ -16,14 +17,14 @@ mod service;
 pub use address::{Address, Mac, Port};
 pub use backend::{Backend, BackendId, BackendState, Neighbour};
 pub use event::{Event, EventKind};
-pub use flow::{Conversation, Direct, Flow, FlowKey, FlowState, Ticks};
+pub use flow::{Answered, Conversation, Direct, Flow, FlowKey, FlowState, Ticks};
 pub use reason::{Counter, Fate, InterfaceCounters, Reason, Traffic};
 pub use service::{
-    Algorithm, Endpoint, EndpointKey, Mode, Role, Service, ServiceId, Settings, Timeouts,
+    Algorithm, Endpoint, EndpointKey, Mode, Role, Service, ServiceId, Settings, Timeouts, Tunnel,
 };
 
 /// Changes whenever a map value changes its meaning or layout.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Declares a type that lives in a map: `repr(C)`, the byte-level derives, its size, asserted,
 /// and, for the agent, `aya::Pod`.

@@ -12,6 +12,8 @@ pub enum Fate {
     Forwarded,
     /// Gone.
     Dropped,
+    /// Turned into an answer to whoever sent it.
+    Answered,
 }
 
 impl Fate {
@@ -21,24 +23,26 @@ impl Fate {
             Self::Passed => "passed",
             Self::Forwarded => "forwarded",
             Self::Dropped => "dropped",
+            Self::Answered => "answered",
         }
     }
 }
 
+/// Declares a list of reasons, whose fates are of the type in parentheses.
 macro_rules! reasons {
-    ($($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $fate:ident, $name:literal;)+) => {
+    ($list:ident($fates:ident): $($(#[doc = $doc:literal])+ $variant:ident = $number:literal, $fate:ident, $name:literal;)+) => {
         /// Why a packet left the way it did. The number is the index of its counter.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         #[repr(u8)]
-        pub enum Reason { $($(#[doc = $doc])+ $variant = $number,)+ }
+        pub enum $list { $($(#[doc = $doc])+ $variant = $number,)+ }
 
-        impl Reason {
+        impl $list {
             /// Every reason, in the order of the numbers.
             pub const ALL: &[Self] = &[$(Self::$variant),+];
 
             /// What happens to such a packet.
-            pub const fn fate(self) -> Fate {
-                match self { $(Self::$variant => Fate::$fate),+ }
+            pub const fn fate(self) -> $fates {
+                match self { $(Self::$variant => $fates::$fate),+ }
             }
 
             /// Its name in counters, JSON and tables.
@@ -59,7 +63,10 @@ macro_rules! reasons {
     };
 }
 
+pub(crate) use reasons;
+
 reasons! {
+    Reason(Fate):
     /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged frames and others).
     NotIp = 0, Passed, "not-ip";
     /// The frame is shorter than its headers say, or a header contradicts itself.
@@ -102,8 +109,9 @@ reasons! {
     NoBackend = 19, Dropped, "no-backend";
     /// The service's record is missing: it is just being removed.
     NoService = 20, Dropped, "no-service";
-    /// The backend's MAC address is not known (dsr-l2). The agent is resolving it; if this goes on,
-    /// the backend is not on a network of an attached interface or does not answer ARP/ND.
+    /// The MAC address of the backend (dsr-l2), or of the next hop towards it (dsr-ipip, dsr-gue), is
+    /// not known. The agent is resolving it; if this goes on, there is no route to the backend, or it
+    /// or its gateway does not answer ARP/ND.
     BackendUnresolved = 21, Dropped, "backend-unresolved";
     /// No next hop for an answer: the client's gateway is not resolved, or there is no route.
     ClientUnresolved = 22, Dropped, "client-unresolved";
@@ -119,6 +127,18 @@ reasons! {
     /// The client already talks to this backend from the same port through another service that
     /// shares it: the backend could not tell the two apart.
     ConversationTaken = 27, Dropped, "conversation-taken";
+    /// The frame has no room in front for the outer header (dsr-ipip, dsr-gue): the driver leaves less
+    /// than 48 bytes of headroom.
+    NoHeadroom = 28, Dropped, "no-headroom";
+    /// Too long for the tunnel to the backend: the client was told the longest packet that fits, by ICMP
+    /// ("fragmentation needed") or ICMPv6 ("packet too big").
+    TooBig = 29, Answered, "too-big";
+    /// Too long for the tunnel and without DF: XDP cannot cut it, so it is gone, and the client was told
+    /// the longest packet that fits all the same.
+    TooBigWithoutDf = 30, Answered, "too-big-without-df";
+    /// Too long for the tunnel, and the client was not told: others of its prefix (/24, /56) were told
+    /// too often in this second, or its address is none that can be answered.
+    TooBigSuppressed = 31, Dropped, "too-big-suppressed";
 }
 
 impl Reason {

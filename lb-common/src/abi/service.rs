@@ -64,6 +64,12 @@ impl Mode {
     pub const NAT: Self = Self(1);
     /// MAC addresses rewritten; the backend owns the service address and answers directly.
     pub const DSR_L2: Self = Self(2);
+    /// An outer IP header in front (RFC 2003, RFC 4213, RFC 2473); the backend takes it off and
+    /// answers directly.
+    pub const DSR_IPIP: Self = Self(3);
+    /// An outer IP and UDP header in front (GUE variant 1, draft-ietf-intarea-gue); the backend takes
+    /// them off and answers directly.
+    pub const DSR_GUE: Self = Self(4);
 }
 
 shared! {
@@ -132,8 +138,22 @@ shared! {
 }
 
 shared! {
+    /// How packets in tunnels differ by flow, and where GUE goes.
+    pub struct Tunnel, 12 bytes {
+        /// The bits in which an outer IPv4 source varies, network order; 0: it does not.
+        pub vary4: [u8; 4],
+        /// The bits in which the last four bytes of an outer IPv6 source vary.
+        pub vary6: [u8; 4],
+        /// UDP destination port of GUE.
+        pub gue_port: Port,
+        /// Zero.
+        pub reserved: [u8; 2],
+    }
+}
+
+shared! {
     /// What concerns all services. One record.
-    pub struct Settings, 16 bytes {
+    pub struct Settings, 32 bytes {
         /// [`crate::abi::ABI_VERSION`] of the program that made the maps.
         pub abi_version: u32,
         /// Shortest time between two new-flow events on one CPU; `u32::MAX`: none are sent.
@@ -144,6 +164,10 @@ shared! {
         /// needs that: its `XDP_TX` wakes the peer only if the peer has an XDP program too (Linux
         /// 6.18, `veth_xdp_flush`), and frames lie about until something else does.
         pub transmit_by_redirect: u32,
+        /// For tunnel modes.
+        pub tunnel: Tunnel,
+        /// How many ICMP messages the clients of one prefix get in a second.
+        pub answers_per_second: u32,
     }
 }
 

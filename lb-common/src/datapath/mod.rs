@@ -2,8 +2,10 @@
 //! data path's own [`Flows`].
 //!
 //! Compiled twice: into the XDP program and into host code, which tests, fuzzing and tracing run.
-//! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`].
+//! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`]; and, for packets
+//! that do not go on, [`answer`].
 
+pub mod answer;
 pub mod classify;
 mod packet;
 pub mod parse;
@@ -12,12 +14,18 @@ pub mod select;
 mod tables;
 pub mod track;
 
+pub use answer::{Answer, answer};
 pub use packet::Packet;
 pub use tables::{Began, Flows, Report, Stage, Tables};
 
 use crate::{
     abi::{BackendId, EventKind, Fate, Reason, ServiceId},
-    datapath::{classify::Direction, parse::Parsed, rewrite::Mode, select::Request},
+    datapath::{
+        classify::Direction,
+        parse::Parsed,
+        rewrite::{Mode, Step},
+        select::Request,
+    },
 };
 
 /// What the driver does with the frame.
@@ -42,6 +50,15 @@ pub struct Sent {
     pub reason: Reason,
 }
 
+/// What has become of a frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// It leaves.
+    Sent(Verdict, Reason),
+    /// [`answer`] is to answer it so. Nothing of it has changed, and it is not counted yet.
+    Answer(Answer),
+}
+
 /// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
 /// working memory, whatever it holds.
 #[inline(always)]
@@ -50,11 +67,16 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
     parsed: &mut Parsed,
     tables: &T,
     flows: &mut F,
-) -> (Verdict, Reason) {
+) -> End {
+    let mut step = Step::default();
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, length, parsed) {
-        Ok(()) => match forward(packet, parsed, length, tables, flows) {
+        Ok(()) => match forward(packet, parsed, &mut step, length, tables, flows) {
             Ok(sent) => sent,
+            Err(reason) if reason.fate() == Fate::Answered => {
+                let mtu = step.mtu;
+                return End::Answer(Answer { mtu, reason });
+            }
             Err(reason) => stop(reason, parsed, ifindex, flows),
         },
         Err(reason) => Sent {
@@ -63,7 +85,7 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
         },
     };
     flows.count(ifindex, sent.reason, length);
-    (sent.verdict, sent.reason)
+    End::Sent(sent.verdict, sent.reason)
 }
 
 /// The way of a packet that has ports.
@@ -71,11 +93,12 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
 fn forward<P: Packet, T: Tables, F: Flows>(
     packet: &mut P,
     parsed: &Parsed,
+    step: &mut Step,
     length: u32,
     tables: &T,
     flows: &mut F,
 ) -> Result<Sent, Reason> {
-    let step = match classify::direction(parsed, tables, flows)? {
+    match classify::direction(parsed, tables, flows)? {
         Direction::ToBackend(endpoint) => {
             let id = endpoint.service;
             let service = tables.service(id).ok_or(Reason::NoService)?;
@@ -91,16 +114,17 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             };
             let choice = select::backend(&request, tables, flows)?;
             flows.count_forward(id, choice.id, length, choice.began);
-            rewrite::towards(parsed, &from, mode, choice.backend, tables, flows)?
+            rewrite::towards(parsed, &from, mode, choice.backend, tables, flows, step)?;
         }
         Direction::ToClient(answer) => {
             let id = answer.endpoint.service;
             let service = tables.service(id).ok_or(Reason::NoService)?;
             flows.count_back(id, answer.endpoint.backend, length);
-            rewrite::back(parsed, packet.ifindex(), &answer, service, tables, flows)?
+            let ifindex = packet.ifindex();
+            rewrite::back(parsed, ifindex, &answer, service, tables, flows, step)?;
         }
-    };
-    rewrite::carry_out(packet, parsed, &step, tables)
+    }
+    rewrite::carry_out(packet, parsed, step, tables)
 }
 
 /// The end of a packet that does not go on: passed or dropped, as its reason says.

@@ -18,4 +18,19 @@ pub trait Packet {
 
     /// The header at `offset`, to change it; none if the frame ends before the header does.
     fn at_mut<H: Header>(&mut self, offset: usize) -> Option<&mut H>;
+
+    /// Lets the frame begin `bytes` earlier: what was at 0 is at `bytes` then, and what comes in
+    /// front is whatever lay there. False if there is no room, and nothing has changed.
+    #[must_use]
+    fn grow_head(&mut self, bytes: usize) -> bool;
+
+    /// Cuts the frame to its first `length` bytes. False if it is not that long, and nothing has
+    /// changed.
+    #[must_use]
+    fn shrink_tail(&mut self, length: usize) -> bool;
+
+    /// Lets the frame begin `bytes` later: what was at `bytes` is at 0 then. False if that leaves no
+    /// Ethernet header, and nothing has changed.
+    #[must_use]
+    fn shrink_head(&mut self, bytes: usize) -> bool;
 }

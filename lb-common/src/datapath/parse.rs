@@ -28,13 +28,28 @@ pub enum Family {
 }
 
 impl Family {
-    /// Offset of the TCP or UDP header in a packet without options and extension headers.
+    /// The family of an address.
     #[inline(always)]
-    pub const fn l4(self) -> usize {
-        L3 + match self {
+    pub fn of(address: &Address) -> Self {
+        match address.is_v4() {
+            true => Self::V4,
+            false => Self::V6,
+        }
+    }
+
+    /// Bytes of an IP header without options and extension headers.
+    #[inline(always)]
+    pub const fn header_length(self) -> usize {
+        match self {
             Self::V4 => Ipv4Header::LEN,
             Self::V6 => Ipv6Header::LEN,
         }
+    }
+
+    /// Offset of the TCP or UDP header in a packet without options and extension headers.
+    #[inline(always)]
+    pub const fn l4(self) -> usize {
+        L3 + self.header_length()
     }
 }
 
@@ -68,6 +83,8 @@ pub struct Parsed {
     pub ttl: u8,
     /// TOS or traffic class, for routing.
     pub tos: u8,
+    /// Whether routers may cut it into fragments: IPv4 without DF.
+    pub may_be_cut: bool,
     /// See [`Self::irregular`]: the reason's number, 0 for none.
     irregular: u8,
 }
@@ -99,6 +116,7 @@ impl Default for Parsed {
             length: 0,
             ttl: 0,
             tos: 0,
+            may_be_cut: false,
             irregular: 0,
         }
     }
@@ -171,6 +189,7 @@ fn v4<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.length = length;
     parsed.ttl = header.ttl;
     parsed.tos = header.tos;
+    parsed.may_be_cut = !header.dont_fragment();
     let irregular = if header.more_fragments() {
         Some(Reason::FirstFragment)
     } else if usize::from(header_length) > Ipv4Header::LEN {
@@ -199,6 +218,7 @@ fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.destination = Address::v6(&header.destination);
     parsed.length = length;
     parsed.ttl = header.hop_limit;
+    parsed.may_be_cut = false;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);
     let layer = Layer3 {
         protocol: header.next_header,

@@ -5,8 +5,8 @@
 
 use crate::{
     abi::{
-        Address, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event, EventKind,
-        Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
+        Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event,
+        EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
     },
     datapath::parse::Parsed,
 };
@@ -29,11 +29,18 @@ pub trait Tables {
     /// ([`crate::abi::Settings::transmit_by_redirect`]).
     fn transmits_by_redirect(&self) -> bool;
 
+    /// How many ICMP messages the clients of one prefix get in a second.
+    fn answers_per_second(&self) -> u32;
+
+    /// What tunnel modes need besides a backend's record ([`crate::abi::Settings::tunnel`]).
+    fn tunnel(&self) -> Option<&Tunnel>;
+
     /// Whether this is an address of the load balancer itself.
     fn is_local(&self, address: &Address) -> bool;
 
     /// The next hop the kernel's routing table and neighbour table give for a packet that is
-    /// being forwarded from `source` to `destination`; none if either has no answer.
+    /// being forwarded from `source` to `destination`, whose family it has (in a tunnel another
+    /// one than the packet's); none if either has no answer.
     fn route(&self, parsed: &Parsed, source: &Address, destination: &Address) -> Option<Neighbour>;
 }
 
@@ -71,6 +78,12 @@ pub trait Flows {
 
     /// Forgets a conversation.
     fn remove_direct(&mut self, conversation: &Conversation);
+
+    /// What the clients of a prefix, given by its first address, were told by ICMP.
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered>;
+
+    /// Notes the first thing that the clients of a prefix were told.
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered);
 
     /// Draws the next ticket of a service's round-robin wheel.
     fn ticket(&mut self, service: ServiceId) -> u32;

@@ -65,7 +65,9 @@ pub fn from_client(
                     && parsed.acknowledgement == flow.awaited
             }
             Mode::Nat => flow.flags & Flow::ANSWERED != 0,
-            Mode::DsrL2 => parsed.flags & RST == 0 && flow.made.age(now).0 >= Ticks::PER_SECOND,
+            Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue => {
+                parsed.flags & RST == 0 && flow.made.age(now).0 >= Ticks::PER_SECOND
+            }
         };
     if parsed.protocol == ip::TCP {
         if parsed.flags & FIN != 0 {

@@ -3,6 +3,8 @@
 //! They hold in [`World::standard`] with empty flow tables, on the host and in the kernel alike.
 //! What must come out is built anew from what it should say, not derived by the code under test.
 
+mod tunnels;
+
 use std::net::SocketAddr;
 
 use crate::{
@@ -54,6 +56,8 @@ pub fn all(world: &World) -> Vec<Fixture> {
         table.direct(v4);
         table.dsr(v4, TCP);
         table.dsr(v4, UDP);
+        table.tunnels(v4, TCP);
+        table.tunnels(v4, UDP);
     }
     table.no_service();
     table.fixtures
@@ -148,7 +152,16 @@ impl Table<'_> {
     ///
     /// If a thousand clients all go elsewhere.
     fn reaching(&self, v4: bool, protocol: u8, dsr: bool, nth: u32) -> (SocketAddr, Backend) {
-        let (service, to) = service(v4, protocol, dsr);
+        self.client_of(service(v4, protocol, dsr), protocol, nth)
+    }
+
+    /// As [`Self::reaching`], of any service.
+    fn client_of(
+        &self,
+        (service, to): (ServiceId, SocketAddr),
+        protocol: u8,
+        nth: u32,
+    ) -> (SocketAddr, Backend) {
         let first = self
             .world
             .tables
@@ -158,7 +171,7 @@ impl Table<'_> {
         let id = BackendId(first.expect("it has backends").0.0 + nth);
         for n in 0..1000u16 {
             // Round-robin takes turns: earlier clients move the wheel on, and fixtures have none.
-            let mut from = client(v4, 40_000 + n % 25);
+            let mut from = client(to.is_ipv4(), 40_000 + n % 25);
             from = other_address(from, n / 25);
             let frame = Frame::of(protocol, from, to, SYN);
             let mut flows = HostFlows::new();

@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use crate::{
     abi::{
-        BackendId, Conversation, Direct, Event, EventKind, Flow, FlowKey, InterfaceCounters,
-        Reason, ServiceId, Settings, Ticks, Traffic,
+        Address, Answered, BackendId, Conversation, Direct, Event, EventKind, Flow, FlowKey,
+        InterfaceCounters, Reason, ServiceId, Settings, Ticks, Traffic,
     },
     datapath::{Began, Flows, Report, Stage},
 };
@@ -113,6 +113,8 @@ pub struct HostFlows {
     pub new: Lru<FlowKey, Flow>,
     /// Conversations opened with backends themselves.
     pub direct: Lru<Conversation, Direct>,
+    /// ICMP messages, by prefix of clients.
+    pub answered: Lru<Address, Answered>,
     /// Tickets drawn, by service.
     pub rotations: BTreeMap<ServiceId, u64>,
     /// What came in, by interface.
@@ -141,6 +143,7 @@ impl HostFlows {
             confirmed: Lru::new(confirmed),
             new: Lru::new(new),
             direct: Lru::new(new),
+            answered: Lru::new(new),
             rotations: BTreeMap::new(),
             interfaces: BTreeMap::new(),
             services: BTreeMap::new(),
@@ -215,6 +218,14 @@ impl Flows for HostFlows {
 
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.direct.remove(conversation);
+    }
+
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {
+        self.answered.get_mut(prefix)
+    }
+
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered) {
+        self.answered.insert(*prefix, answered);
     }
 
     fn ticket(&mut self, service: ServiceId) -> u32 {

@@ -10,6 +10,7 @@
 //! whose fate is written down).
 
 mod balancer;
+pub mod decap;
 pub mod fixtures;
 pub mod flows;
 pub mod frame;
@@ -25,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, Flows, Tables, Verdict, parse::Parsed},
+    datapath::{self, End, Flows, Tables, Verdict, parse::Parsed},
 };
 
 /// What became of a frame.
@@ -48,7 +49,11 @@ pub fn process<T: Tables, F: Flows>(
 ) -> Outcome {
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
-    let (verdict, reason) = datapath::process(&mut packet, &mut parsed, tables, flows);
+    let end = datapath::process(&mut packet, &mut parsed, tables, flows);
+    let (verdict, reason) = match end {
+        End::Sent(verdict, reason) => (verdict, reason),
+        End::Answer(answer) => datapath::answer(&mut packet, &parsed, &answer, tables, flows),
+    };
     Outcome {
         verdict,
         reason,

@@ -2,37 +2,52 @@
 
 use zerocopy::IntoBytes;
 
-use crate::{datapath::Packet, wire::Header};
+use crate::{
+    datapath::Packet,
+    wire::{Header, eth::EthernetHeader},
+};
+
+/// Room in front of a received frame, as drivers leave it (Linux `XDP_PACKET_HEADROOM`).
+pub const HEADROOM: usize = 256;
 
 /// A received frame. Its first byte is aligned to four, as in a driver's buffer.
 #[derive(Clone, Debug)]
 pub struct HostPacket {
     words: Vec<u32>,
-    length: usize,
+    /// Where the frame begins, and where it ends.
+    start: usize,
+    end: usize,
     ifindex: u32,
 }
 
 impl HostPacket {
     /// A copy of `frame`, as received on the interface `ifindex`.
     pub fn new(frame: &[u8], ifindex: u32) -> Self {
-        let mut words = vec![0u32; frame.len().div_ceil(4)];
-        words.as_mut_bytes()[..frame.len()].copy_from_slice(frame);
+        Self::with_headroom(HEADROOM, frame, ifindex)
+    }
+
+    /// A copy of `frame` with so much room in front, a multiple of four.
+    pub fn with_headroom(headroom: usize, frame: &[u8], ifindex: u32) -> Self {
+        let end = headroom + frame.len();
+        let mut words = vec![0u32; end.div_ceil(4)];
+        words.as_mut_bytes()[headroom..end].copy_from_slice(frame);
         Self {
             words,
-            length: frame.len(),
+            start: headroom,
+            end,
             ifindex,
         }
     }
 
     /// The frame.
     pub fn bytes(&self) -> &[u8] {
-        &self.words.as_bytes()[..self.length]
+        &self.words.as_bytes()[self.start..self.end]
     }
 }
 
 impl Packet for HostPacket {
     fn length(&self) -> u32 {
-        self.length as u32
+        (self.end - self.start) as u32
     }
 
     fn ifindex(&self) -> u32 {
@@ -45,9 +60,35 @@ impl Packet for HostPacket {
     }
 
     fn at_mut<H: Header>(&mut self, offset: usize) -> Option<&mut H> {
-        let frame = &mut self.words.as_mut_bytes()[..self.length];
+        let frame = &mut self.words.as_mut_bytes()[self.start..self.end];
         let place = frame.get_mut(offset..offset + size_of::<H>())?;
         H::mut_from_bytes(place).ok()
+    }
+
+    fn grow_head(&mut self, bytes: usize) -> bool {
+        match self.start.checked_sub(bytes) {
+            Some(start) => {
+                self.start = start;
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn shrink_tail(&mut self, length: usize) -> bool {
+        if length < EthernetHeader::LEN || self.start + length > self.end {
+            return false;
+        }
+        self.end = self.start + length;
+        true
+    }
+
+    fn shrink_head(&mut self, bytes: usize) -> bool {
+        if self.start + bytes + EthernetHeader::LEN > self.end {
+            return false;
+        }
+        self.start += bytes;
+        true
     }
 }
 
@@ -65,5 +106,34 @@ mod tests {
         assert!(packet.at_mut::<Ports>(4).is_none());
         packet.at_mut::<Ports>(2).expect("it fits").source = [8, 9];
         assert_eq!(packet.bytes(), [1, 2, 8, 9, 5, 6, 7]);
+    }
+
+    #[test]
+    fn a_frame_is_cut_at_its_tail_and_never_made_longer_there() {
+        let frame: Vec<u8> = (0..20).collect();
+        let mut packet = HostPacket::new(&frame, 1);
+        assert!(!packet.shrink_tail(21));
+        assert!(!packet.shrink_tail(13));
+        assert!(packet.shrink_tail(16));
+        assert_eq!(packet.bytes(), &frame[..16]);
+    }
+
+    #[test]
+    fn a_frame_grows_at_its_head_as_far_as_there_is_room() {
+        let mut packet = HostPacket::with_headroom(8, &[1, 2, 3, 4], 1);
+        assert!(packet.grow_head(6));
+        assert_eq!(packet.bytes(), [0, 0, 0, 0, 0, 0, 1, 2, 3, 4]);
+        assert!(!packet.grow_head(3));
+        assert_eq!(packet.length(), 10);
+    }
+
+    #[test]
+    fn a_frame_never_loses_its_last_ethernet_header() {
+        let frame: Vec<u8> = (0..20).collect();
+        let mut packet = HostPacket::new(&frame, 1);
+        assert!(!packet.shrink_head(7));
+        assert_eq!(packet.bytes(), frame);
+        assert!(packet.shrink_head(6));
+        assert_eq!(packet.bytes(), &frame[6..]);
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::{
     abi::{
         Address, Backend, BackendId, BackendState, Endpoint, EndpointKey, Mode, Neighbour, Service,
-        ServiceId,
+        ServiceId, Tunnel,
     },
     datapath::{Tables, parse::Parsed},
 };
@@ -49,6 +49,10 @@ pub struct HostTables {
     pub routes: Vec<Route>,
     /// Whether frames leave the interface they came in on by redirect: not 0.
     pub transmit_by_redirect: u32,
+    /// What tunnel modes need besides a backend's record.
+    pub tunnel: Tunnel,
+    /// How many ICMP messages the clients of one prefix get in a second.
+    pub answers_per_second: u32,
 }
 
 impl Tables for HostTables {
@@ -74,6 +78,14 @@ impl Tables for HostTables {
 
     fn transmits_by_redirect(&self) -> bool {
         self.transmit_by_redirect != 0
+    }
+
+    fn answers_per_second(&self) -> u32 {
+        self.answers_per_second
+    }
+
+    fn tunnel(&self) -> Option<&Tunnel> {
+        Some(&self.tunnel)
     }
 
     fn is_local(&self, address: &Address) -> bool {

@@ -14,7 +14,7 @@ use crate::{
     abi::{Address, EndpointKey, Mac, Role},
     host::{
         frame::{self, Frame, Transport},
-        world::{BACKENDS, BACKENDS_MAC, CLIENTS, CLIENTS_MAC, ROUTER_MAC, World},
+        world::{BACKENDS, BACKENDS_MAC, CLIENTS, CLIENTS_MAC, GUE_PORT, ROUTER_MAC, World},
     },
     wire::{
         ip::{self, TCP, UDP},
@@ -48,7 +48,8 @@ impl Traffic {
 
     /// Tells that this frame was forwarded: it may get an answer.
     pub fn forwarded(&mut self, frame: &[u8]) {
-        if let Some(frame) = Frame::read(frame) {
+        let inner = frame::inner(frame, GUE_PORT);
+        if let Some(frame) = Frame::read(inner.as_deref().unwrap_or(frame)) {
             if self.sent.len() == MEMORY {
                 self.sent.pop_front();
             }
@@ -144,6 +145,7 @@ impl Traffic {
             .macs(ROUTER_MAC, CLIENTS_MAC);
         frame.ttl = *self.choose(&[64, 64, 64, 255, 2, 128]);
         frame.tos = *self.choose(&[0, 0, 0, 0x10, 0xb8, 3]);
+        frame.dont_fragment = from.is_ipv4() && self.rng.bool();
         let length = match self.rng.u8(0..20) {
             0 => self.rng.usize(1400..2000),
             1..4 => 0,

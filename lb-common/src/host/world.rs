@@ -11,7 +11,7 @@ use std::{
 use crate::{
     abi::{
         Address, Algorithm, Backend, BackendId, BackendState, Endpoint, EndpointKey, Mac, Mode,
-        Neighbour, Port, Role, Service, ServiceId, Ticks, Timeouts,
+        Neighbour, Port, Role, Service, ServiceId, Ticks, Timeouts, Tunnel,
     },
     datapath::select::{self, Candidate},
     host::{HostTables, Route},
@@ -28,6 +28,9 @@ pub const CLIENTS_MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
 pub const ROUTER_MAC: Mac = Mac([2, 0, 0, 0, 0, 2]);
 /// The load balancer's MAC address on [`BACKENDS`].
 pub const BACKENDS_MAC: Mac = Mac([2, 0, 0, 1, 0, 1]);
+
+/// UDP destination port of GUE in the standard set-up.
+pub const GUE_PORT: u16 = 6080;
 
 /// Cells in the lookup tables of the standard services.
 const SLOTS: u32 = 251;
@@ -168,6 +171,11 @@ impl World {
         let record = self.tables.services[&service];
         let address = Address::from(socket.ip());
         let port = Port::from(socket.port());
+        let is_tunnel = matches!(record.mode, Mode::DSR_IPIP | Mode::DSR_GUE);
+        let source = match is_tunnel {
+            true => Address::from(outer_source(socket.is_ipv4())),
+            false => Address::default(),
+        };
         let generation = self
             .tables
             .backends
@@ -180,7 +188,8 @@ impl World {
             service,
             generation,
             neighbour,
-            ..Backend::default()
+            source,
+            mtu: 1500,
         };
         self.tables.backends.insert(id, backend);
         self.weights.insert(id, weight);
@@ -261,9 +270,10 @@ impl World {
         self.tables.slots.insert(id, cells);
     }
 
-    /// The fixed set-up: both modes with TCP and UDP over IPv4 and IPv6, all algorithms, backends
+    /// The fixed set-up: every mode with TCP and UDP over IPv4 and IPv6, all algorithms, backends
     /// of every state behind both interfaces, resolved and not, two services that share their
-    /// backends, one without backends, and one that is just being removed.
+    /// backends, one without backends, one that is just being removed, and tunnels to backends of
+    /// both families, whose outer IPv4 source varies.
     pub fn standard() -> Self {
         let mut world = Self::new();
         let specs = [
@@ -357,6 +367,12 @@ impl World {
             world.add_service(id, &spec);
         }
         world.tables.services.remove(&ServiceId(12));
+        world.tables.answers_per_second = u32::MAX;
+        world.tables.tunnel = Tunnel {
+            vary4: [0, 0, 0, 0xff],
+            gue_port: Port::from(GUE_PORT),
+            ..Tunnel::default()
+        };
         let mut next = 1;
         for (service, v4, port) in [
             (1, true, 8080),
@@ -378,7 +394,67 @@ impl World {
             }
             world.rebuild(ServiceId(service), SLOTS);
         }
+        for service in world.add_tunnel_services(13) {
+            next = world.add_tunnel_backends(service, next);
+        }
         world
+    }
+
+    /// Four services of each tunnel mode, from id `first` on.
+    fn add_tunnel_services(&mut self, first: u32) -> Vec<ServiceId> {
+        let specs = [
+            ("ipip-web4", "203.0.113.50:80", TCP, Mode::DSR_IPIP),
+            ("ipip-dns4", "203.0.113.50:53", UDP, Mode::DSR_IPIP),
+            ("ipip-web6", "[2001:db8::50]:80", TCP, Mode::DSR_IPIP),
+            ("ipip-dns6", "[2001:db8::50]:53", UDP, Mode::DSR_IPIP),
+            ("gue-web4", "203.0.113.60:80", TCP, Mode::DSR_GUE),
+            ("gue-dns4", "203.0.113.60:53", UDP, Mode::DSR_GUE),
+            ("gue-web6", "[2001:db8::60]:80", TCP, Mode::DSR_GUE),
+            ("gue-dns6", "[2001:db8::60]:53", UDP, Mode::DSR_GUE),
+        ];
+        (first..)
+            .zip(specs)
+            .map(|(id, (name, socket, protocol, mode))| {
+                let spec = ServiceSpec {
+                    name,
+                    at: at(socket),
+                    protocol,
+                    mode,
+                    algorithm: Algorithm::MAGLEV,
+                };
+                self.add_service(id, &spec)
+            })
+            .collect()
+    }
+
+    /// Eight backends of a tunnel service, from id `first` on, odd ones over IPv4 and even ones over
+    /// IPv6: two behind the backends' interface, two behind the clients' (one arm), two unresolved
+    /// but routed, one that nothing leads to, one that no address of the load balancer leads to.
+    fn add_tunnel_backends(&mut self, service: ServiceId, first: u32) -> u32 {
+        let of_service = 100 + 8 * (service.0 as u8 - 13);
+        let port = self.tables.services[&service].port.number();
+        let mut next = first;
+        for (n, net, neighbour) in [
+            (1, 1, neighbour(BACKENDS, of_service + 1)),
+            (2, 1, neighbour(BACKENDS, of_service + 2)),
+            (3, 1, neighbour(CLIENTS, of_service + 3)),
+            (4, 1, neighbour(CLIENTS, of_service + 4)),
+            (5, 2, Neighbour::default()),
+            (6, 2, Neighbour::default()),
+            (7, 3, Neighbour::default()),
+            (8, 1, neighbour(BACKENDS, of_service + 8)),
+        ] {
+            let socket = SocketAddr::new(backend_address(n % 2 == 1, net, n), port);
+            let id = self.add_backend(next, service, socket, 1, neighbour);
+            if n == 8
+                && let Some(backend) = self.tables.backends.get_mut(&id)
+            {
+                backend.source = Address::default();
+            }
+            next += 1;
+        }
+        self.rebuild(service, SLOTS);
+        next
     }
 
     /// Seven backends of a standard service, from id `first` on: two resolved behind the backends'
@@ -405,6 +481,14 @@ impl World {
         self.set_state(BackendId(first + 3), BackendState::DRAINING);
         self.set_state(BackendId(first + 4), BackendState::DISABLED);
         next
+    }
+}
+
+/// The source of outer headers, before it varies.
+pub fn outer_source(v4: bool) -> IpAddr {
+    match v4 {
+        true => [10, 99, 0, 0].into(),
+        false => [0xfd00, 1, 0, 0, 0, 0, 0, 0xff].into(),
     }
 }
 

@@ -12,6 +12,33 @@ impl Delta {
     /// Nothing has changed.
     pub const NONE: Self = Self(0);
 
+    /// Also counts two bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus(self, new: [u8; 2]) -> Self {
+        Self(self.0 + u16::from_ne_bytes(new) as u32)
+    }
+
+    /// Also counts sixteen bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus8(self, new: &[u8; 16]) -> Self {
+        let mut sum = self;
+        let mut i = 0;
+        while i < 16 {
+            sum = sum.plus([new[i], new[i + 1]]);
+            i += 2;
+        }
+        sum
+    }
+
+    /// The checksum over what was counted, where nothing was there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn checksum(self) -> [u8; 2] {
+        (!fold(self.0)).to_ne_bytes()
+    }
+
     /// Also counts two bytes, at an even offset, that changed from `old` to `new`.
     #[inline(always)]
     #[must_use]
@@ -70,6 +97,16 @@ const fn fold(sum: u32) -> u16 {
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = (sum & 0xffff) + (sum >> 16);
     sum as u16
+}
+
+/// Whether words that hold their own checksum sum up as they should: to minus zero.
+#[inline(always)]
+pub fn is_zero<const N: usize>(words: [[u8; 2]; N]) -> bool {
+    let mut sum = 0;
+    for word in words {
+        sum += u32::from(u16::from_ne_bytes(word));
+    }
+    fold(sum) == 0xffff
 }
 
 /// The checksum over `bytes`, computed anew (RFC 1071), with `start` as the sum of what comes

@@ -2,7 +2,10 @@
 
 use network_types::ip::IpProto;
 
-use super::header;
+use super::{
+    checksum::{self, Delta},
+    header,
+};
 
 header! {
     /// An IPv4 header without options (RFC 791 section 3.1).
@@ -63,10 +66,18 @@ header! {
     }
 }
 
+/// Protocol number of IPv4 in IP (RFC 2003).
+pub const IPV4: u8 = IpProto::Ipv4 as u8;
+/// Protocol number of IPv6 in IP (RFC 2473, RFC 4213).
+pub const IPV6: u8 = IpProto::Ipv6 as u8;
 /// Protocol number of TCP (RFC 9293).
 pub const TCP: u8 = IpProto::Tcp as u8;
 /// Protocol number of UDP (RFC 768).
 pub const UDP: u8 = IpProto::Udp as u8;
+/// Protocol number of ICMP (RFC 792).
+pub const ICMP: u8 = IpProto::Icmp as u8;
+/// Protocol number of ICMPv6 (RFC 4443).
+pub const ICMPV6: u8 = IpProto::Ipv6Icmp as u8;
 /// Hop-by-hop options (RFC 8200 section 4.3).
 pub const HOP_BY_HOP: u8 = IpProto::HopOpt as u8;
 /// Routing header (RFC 8200 section 4.4).
@@ -89,6 +100,14 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
+    /// Whether the header's checksum is right (RFC 791 section 3.1). Only for a header without
+    /// options.
+    #[inline(always)]
+    pub fn is_sound(&self) -> bool {
+        let words: [[u8; 2]; 10] = zerocopy::transmute!(*self);
+        checksum::is_zero(words)
+    }
+
     /// Fragment offset in units of 8 bytes; 0 for a whole datagram and for a first fragment.
     #[inline(always)]
     pub const fn fragment_offset(&self) -> u16 {
@@ -100,6 +119,27 @@ impl Ipv4Header {
     pub const fn more_fragments(&self) -> bool {
         self.fragment[0] & 0x20 != 0
     }
+
+    /// Whether routers must not cut it into fragments.
+    #[inline(always)]
+    pub const fn dont_fragment(&self) -> bool {
+        self.fragment[0] & 0x40 != 0
+    }
+
+    /// The checksum that a header of these 20 bytes needs, its own field counted as 0.
+    #[inline(always)]
+    pub fn computed_checksum(&self) -> [u8; 2] {
+        let words: &[[u8; 2]; 10] = zerocopy::transmute_ref!(self);
+        let mut sum = Delta::NONE;
+        let mut i = 0;
+        while i < 10 {
+            if i != 5 {
+                sum = sum.plus(words[i]);
+            }
+            i += 1;
+        }
+        sum.checksum()
+    }
 }
 
 impl Ipv6Header {
@@ -107,6 +147,12 @@ impl Ipv6Header {
     #[inline(always)]
     pub const fn version(&self) -> u8 {
         self.version_class_flow[0] >> 4
+    }
+
+    /// Traffic class: DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        (self.version_class_flow[0] << 4) | (self.version_class_flow[1] >> 4)
     }
 }
 

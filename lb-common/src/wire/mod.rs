@@ -7,6 +7,7 @@
 
 pub mod checksum;
 pub mod eth;
+pub mod icmp;
 pub mod ip;
 pub mod l4;
 

@@ -106,20 +106,16 @@ impl Agent {
                 }
             }
             Change::PutBackend(id, backend) => {
-                let neighbour = self.next_hop_of(backend.address.ip());
-                let backend = lb_common::abi::Backend {
-                    neighbour,
-                    ..*backend
-                };
+                let backend = self.way_of(backend.address.ip()).on(*backend);
                 self.kernel.apply(&Change::PutBackend(*id, backend))?;
-                self.neighbours.remove(id);
+                self.ways.remove(id);
             }
             change => self.kernel.apply(change)?,
         }
         self.tables.apply(change);
         match change {
             Change::PutSlots(..) | Change::RemoveSlots(_) => self.count_shares(),
-            Change::RemoveBackend(id) => drop(self.neighbours.remove(id)),
+            Change::RemoveBackend(id) => drop(self.ways.remove(id)),
             _ => {}
         }
         Ok(())

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use ::log::{error, info};
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{Agent, Attachment};
+use super::{Agent, Attachment, way::Half};
 use crate::{
     api::{Detach, Detached, Edited, Edits},
     config::{Config, Edit, Interface, RawConfig, XdpMode, differences},
@@ -124,11 +124,12 @@ impl Agent {
         for interface in self.config.interfaces.clone() {
             self.attach(&interface, required.contains(&interface.name), notes)?;
         }
-        self.kernel.set_settings(self.config.events.abi())?;
+        self.write_settings(Half::Old)?;
         self.write_locals()?;
         self.resolve_backends(notes).await?;
         self.fill(notes).await?;
-        self.write_neighbours().await?;
+        self.write_ways().await?;
+        self.write_settings(Half::New)?;
         self.folder.save(&self.state)
     }
 
@@ -344,7 +345,10 @@ impl Agent {
             .await
             .and_then(|()| self.write_locals())
             .and_then(|()| self.folder.save(&self.state));
-        if let Err(error) = saved.and(self.write_neighbours().await) {
+        if let Err(error) = saved
+            .and(self.write_ways().await)
+            .and(self.write_settings(Half::New))
+        {
             error!("while putting back: {error:#}");
         }
     }

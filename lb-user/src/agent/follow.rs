@@ -8,7 +8,6 @@ use std::{
 
 use ::log::{info, warn};
 use anyhow::Result;
-use lb_common::abi::Neighbour;
 
 use super::Agent;
 use crate::network::{Changed, NextHop};
@@ -46,7 +45,7 @@ impl Agent {
         if changed.links || changed.addresses || changed.routes {
             self.find_hops().await?;
         }
-        self.write_neighbours().await
+        self.write_ways().await
     }
 
     /// Attaches to interfaces that have come back.
@@ -72,10 +71,10 @@ impl Agent {
             .iter()
             .flat_map(|service| service.backends.iter().map(|b| b.address.ip()))
             .collect();
-        self.hops.clear();
+        self.routes.clear();
         for address in backends {
-            let hop = self.network.resolve(address).await?;
-            self.hops.insert(address, hop);
+            let route = self.network.way(address).await?;
+            self.routes.insert(address, route);
         }
         let attached: BTreeSet<u32> = self
             .attachments
@@ -83,7 +82,7 @@ impl Agent {
             .filter_map(|a| a.ifindex)
             .collect();
         let mut wanted = self.network.gateways(&attached).await?;
-        wanted.extend(self.hops.values().flatten());
+        wanted.extend(self.routes.values().flatten().map(|route| route.hop));
         for (hop, error) in self.network.keep_resolved(&wanted).await? {
             warn!("next hop {}: {error:#}", hop.address);
         }
@@ -102,10 +101,10 @@ impl Agent {
             .map(|b| b.address.ip())
             .collect();
         let new: Vec<(IpAddr, Option<NextHop>)> = self
-            .hops
+            .routes
             .iter()
             .filter(|(address, _)| !known.contains(address))
-            .map(|(&address, &hop)| (address, hop))
+            .map(|(&address, route)| (address, route.map(|route| route.hop)))
             .collect();
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -128,7 +127,7 @@ impl Agent {
     }
 
     fn unresolved(&self, address: IpAddr) -> String {
-        match self.hops.get(&address).copied().flatten() {
+        match self.hop_of(address) {
             None => format!("note: there is no route to backend {address}"),
             Some(hop) if hop.address == address => format!(
                 "note: backend {address} does not answer {} yet",
@@ -143,38 +142,6 @@ impl Agent {
                 hop.address
             ),
         }
-    }
-
-    fn frame(&self, hop: Option<NextHop>) -> Neighbour {
-        hop.map_or_else(Neighbour::default, |hop| {
-            self.seen.frame_addresses(hop, &self.links)
-        })
-    }
-
-    /// Where packets to `address` go next, as far as it is known.
-    pub(super) fn next_hop_of(&self, address: IpAddr) -> Neighbour {
-        self.frame(self.hops.get(&address).copied().flatten())
-    }
-
-    /// Writes every backend's next hop that has changed.
-    pub(super) async fn write_neighbours(&mut self) -> Result<()> {
-        self.seen = self.network.neighbours().await?;
-        let mut changed = Vec::new();
-        for (&id, backend) in &self.tables.backends {
-            if !crate::plan::is_there(backend) {
-                continue;
-            }
-            let hop = self.hops.get(&backend.address.ip()).copied().flatten();
-            let frame = self.frame(hop);
-            if self.neighbours.get(&id) != Some(&frame) {
-                changed.push((id, frame));
-            }
-        }
-        for (id, frame) in changed {
-            self.kernel.set_neighbour(id, frame)?;
-            self.neighbours.insert(id, frame);
-        }
-        Ok(())
     }
 
     /// Has the next hop towards `address` resolved now: the program misses it.

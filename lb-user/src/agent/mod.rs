@@ -12,6 +12,7 @@ mod follow;
 mod log;
 mod report;
 mod start;
+mod way;
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,7 +23,7 @@ use std::{
 
 use ::log::{error, info, warn};
 use anyhow::{Context as _, Result};
-use lb_common::abi::{BackendId, Event, EventKind, Neighbour, ServiceId};
+use lb_common::abi::{BackendId, Event, EventKind, ServiceId};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{broadcast, mpsc},
@@ -38,8 +39,8 @@ use crate::{
     events::Events,
     instance::Instance,
     kernel::Kernel,
-    network::{Changed, Changes, InterfaceAddress, Link, Neighbours, Network, NextHop, XdpPlace},
-    plan::{Built, Tables},
+    network::{Changed, Changes, InterfaceAddress, Link, Neighbours, Network, Route, XdpPlace},
+    plan::{Built, Tables, Way},
     state::{Folder, State},
 };
 
@@ -79,12 +80,12 @@ pub struct Agent {
     attachments: BTreeMap<String, Attachment>,
     links: Vec<Link>,
     host_addresses: Vec<InterfaceAddress>,
-    /// Where packets to an address go next.
-    hops: BTreeMap<IpAddr, Option<NextHop>>,
+    /// The kernel's way to each backend's address.
+    routes: BTreeMap<IpAddr, Option<Route>>,
     /// The kernel's neighbours, when they were last looked at.
     seen: Neighbours,
-    /// What was last written of each backend's next hop.
-    neighbours: BTreeMap<BackendId, Neighbour>,
+    /// What was last written of each backend's way.
+    ways: BTreeMap<BackendId, Way>,
     history: VecDeque<api::Event>,
     listeners: broadcast::Sender<api::Event>,
     /// When an address was last asked for because the program missed it.

@@ -9,7 +9,9 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use lb_common::abi::{self, BackendId, InterfaceCounters, Mac, Reason, ServiceId, Timeouts};
+use lb_common::abi::{
+    self, BackendId, InterfaceCounters, Mac, Neighbour, Reason, ServiceId, Timeouts,
+};
 use nix::time::{ClockId, clock_gettime};
 
 use super::Agent;
@@ -83,7 +85,7 @@ impl Agent {
         let traffic = self.kernel.service_counters(id)?;
         let backends = service.backends.iter().map(|backend| {
             let backend_id = self.state.ids.backend(&service.name, backend.address);
-            self.backend(id, backend_id.unwrap_or_default(), backend)
+            self.backend(id, service.mode, backend_id.unwrap_or_default(), backend)
         });
         Ok(Service {
             name: service.name.clone(),
@@ -103,11 +105,14 @@ impl Agent {
     fn backend(
         &self,
         service: ServiceId,
+        mode: config::Mode,
         id: BackendId,
         backend: &config::Backend,
     ) -> Result<Backend> {
         let traffic = self.kernel.backend_counters(id)?;
-        let neighbour = self.neighbours.get(&id).filter(|n| n.is_resolved());
+        let way = self.ways.get(&id).copied().unwrap_or_default();
+        let neighbour = Some(way.neighbour).filter(Neighbour::is_resolved);
+        let source = mode.is_tunnel().then(|| way.source.ip());
         let interface = neighbour.and_then(|n| self.link(n.ifindex));
         Ok(Backend {
             address: backend.address.to_string(),
@@ -122,6 +127,10 @@ impl Agent {
             resolved: neighbour.is_some(),
             mac: neighbour.map(|n| mac(n.destination)),
             interface: interface.map(|link| link.name.clone()),
+            outer_source: source
+                .filter(|source| !source.is_unspecified())
+                .map(|source| self.config.tunnel.named(source)),
+            mtu: Some(way.mtu).filter(|mtu| *mtu != 0),
             new_flows: traffic.new_flows,
             forward: traffic.forward.into(),
             back: traffic.back.into(),

@@ -25,7 +25,7 @@ use crate::{
     instance::Instance,
     kernel::{Kernel, Options, Taken},
     network::{Neighbours, Network, netns},
-    plan::Built,
+    plan::{Built, Way},
     state::{Folder, State},
 };
 
@@ -201,9 +201,9 @@ impl Agent {
             attachments: BTreeMap::new(),
             links: Vec::new(),
             host_addresses: Vec::new(),
-            hops: BTreeMap::new(),
+            routes: BTreeMap::new(),
             seen: Neighbours::default(),
-            neighbours: BTreeMap::new(),
+            ways: BTreeMap::new(),
             history: VecDeque::new(),
             listeners: broadcast::channel(1024).0,
             asked: BTreeMap::new(),
@@ -211,11 +211,11 @@ impl Agent {
             starter: Starter::Other,
         };
         agent.count_shares();
-        agent.neighbours = agent
+        agent.ways = agent
             .tables
             .backends
             .iter()
-            .map(|(&id, backend)| (id, backend.neighbour))
+            .map(|(&id, backend)| (id, Way::of(backend)))
             .collect();
         agent.look().await?;
         Ok((agent, taken))

@@ -155,6 +155,10 @@ pub struct Backend {
     pub mac: Option<String>,
     /// The interface it is reached through.
     pub interface: Option<String>,
+    /// Source of the outer headers, an address or the prefix in which it varies (tunnel modes only).
+    pub outer_source: Option<String>,
+    /// Longest packet that the way to it carries, outer headers included, in bytes.
+    pub mtu: Option<u16>,
     /// Flows given to it.
     pub new_flows: u64,
     /// From clients to it.

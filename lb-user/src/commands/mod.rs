@@ -2,6 +2,7 @@
 //! agent runs, are the agent themselves.
 
 mod attach;
+mod decap;
 mod edit;
 pub(crate) mod print;
 
@@ -35,6 +36,7 @@ pub fn run(cli: Cli) -> Result<()> {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
         Command::Trace(options) => return trace::command(&instance, form, options),
+        Command::Decap(command) => return decap::run(&instance, form, command),
         Command::Detach { interfaces } if interfaces.is_empty() => {
             let client = Client::new(&instance);
             if runtime()?.block_on(client.status_if_any())?.is_none() {
@@ -58,7 +60,9 @@ pub(crate) fn runtime() -> Result<Runtime> {
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
-        Command::Run(_) | Command::Trace(_) => unreachable!("these have been run"),
+        Command::Run(_) | Command::Trace(_) | Command::Decap(_) => {
+            unreachable!("these have been run")
+        }
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
             detached(form, &client.detach(&Detach { interfaces }).await?)

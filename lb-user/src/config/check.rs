@@ -10,7 +10,7 @@ use lb_common::abi::limits;
 
 use super::{
     Algorithm, Backend, Config, Error, Events, Interface, Mode, Placement, Protocol, RawConfig,
-    Service, Sizes, State, Timeouts, parse,
+    Service, Sizes, State, Timeouts, Tunnel, parse,
     raw::{RawAddress, RawBackend, RawService, RawSizes, RawTimeouts, Span},
 };
 
@@ -32,6 +32,7 @@ impl Config {
         let sizes = sizes(&raw.sizes)?;
         let timeouts = timeouts(&raw.timeouts, &Timeouts::default(), "[timeouts]")?;
         let events = Events::default();
+        let tunnel = Tunnel::check(&raw.tunnel)?;
         let services = raw
             .services
             .iter()
@@ -44,6 +45,7 @@ impl Config {
                 new_flows: raw.events.new_flows.unwrap_or(events.new_flows),
                 drops: raw.events.drops.unwrap_or(events.drops),
             },
+            tunnel,
             services,
             warnings: Vec::new(),
             checked: Checked,
@@ -248,15 +250,16 @@ fn backend(raw: &RawBackend, of: &RawService, mode: Mode, first: IpAddr) -> Resu
     let address = parse::socket(&raw.address, of.port, || {
         format!("backend {} of service {:?}", raw.address, of.name)
     })?;
-    if address.is_ipv4() != first.is_ipv4() {
-        return Err(Error::FamilyMix {
+    if address.is_ipv4() != first.is_ipv4() && !mode.is_tunnel() {
+        return Err(Error::BackendFamily {
             service: of.name.clone(),
+            address,
             first,
-            other: address.ip(),
         });
     }
-    if mode == Mode::DsrL2 && address.port() != of.port {
+    if mode != Mode::Nat && address.port() != of.port {
         return Err(Error::DsrPort {
+            mode,
             service: of.name.clone(),
             address,
             port: of.port,

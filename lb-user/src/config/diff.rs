@@ -1,6 +1,6 @@
 //! The difference of two configurations, in words.
 
-use super::{Backend, Config, Service};
+use super::{Backend, Config, Service, Source, Tunnel};
 
 /// What changes from `old` to `new`: a line each, `+` for what comes, `-` for what goes and `~`
 /// for what becomes different.
@@ -28,6 +28,19 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
         lines.push(format!(
             "~ events: new flows {}, drops {}",
             new.events.new_flows, new.events.drops
+        ));
+    }
+    if old.tunnel != new.tunnel {
+        let of = |source: Source| match source {
+            Source::Route => "by route".to_owned(),
+            Source::Address(address) => address.to_string(),
+            Source::Prefix(network, length) => format!("{network}/{length}"),
+        };
+        let Tunnel { v4, v6, gue_port } = new.tunnel;
+        lines.push(format!(
+            "~ tunnel: source IPv4 {}, IPv6 {}, GUE port {gue_port}",
+            of(v4),
+            of(v6)
         ));
     }
     for service in &new.services {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::abi::limits;
 
-use super::Protocol;
+use super::{Mode, Protocol};
 
 /// What is wrong with a configuration, or with a change of it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -202,6 +202,54 @@ pub enum Error {
         /// An address of the other family.
         other: IpAddr,
     },
+    /// A backend of the other family where nothing could carry the packets.
+    #[error(
+        "backend {address} of service {service:?} is not of the family of the service's address \
+         {first}: give one that is, or make the service's mode dsr-ipip or dsr-gue"
+    )]
+    BackendFamily {
+        /// The service.
+        service: String,
+        /// The backend.
+        address: SocketAddr,
+        /// The service's first address.
+        first: IpAddr,
+    },
+    /// An outer source and a prefix for it.
+    #[error("[tunnel] has both {address} and {prefix}: give {address} or {prefix}")]
+    TunnelSourceTwice {
+        /// The one key.
+        address: &'static str,
+        /// The other.
+        prefix: &'static str,
+    },
+    /// An outer source of the other family.
+    #[error("[tunnel] {key}: {address} is no {family} address: give one")]
+    TunnelFamily {
+        /// The key.
+        key: &'static str,
+        /// As written.
+        address: IpAddr,
+        /// The family that it should have.
+        family: &'static str,
+    },
+    /// Text that is no prefix for outer sources.
+    #[error(
+        "[tunnel] {key}: {text:?} is no network: write {example}, from /{shortest} to /{longest}, all \
+         bits behind the prefix 0"
+    )]
+    TunnelPrefix {
+        /// The key.
+        key: &'static str,
+        /// As written.
+        text: String,
+        /// How it is written.
+        example: &'static str,
+        /// The shortest prefix.
+        shortest: u8,
+        /// The longest.
+        longest: u8,
+    },
     /// An address that the service does not have.
     #[error("service {service:?} has no address {address}{}", instead(.known, "it has", "it has"))]
     NoAddress {
@@ -228,12 +276,14 @@ pub enum Error {
         /// Whose port.
         of: String,
     },
-    /// A `dsr-l2` backend with a port of its own.
+    /// A backend of a direct-return service with a port of its own.
     #[error(
-        "backend {address} of service {service:?}: dsr-l2 cannot change the port: write port \
+        "backend {address} of service {service:?}: {mode} cannot change the port: write port \
          {port} or none"
     )]
     DsrPort {
+        /// The service's mode.
+        mode: Mode,
         /// The service.
         service: String,
         /// The backend.

@@ -10,6 +10,7 @@ mod edit;
 mod error;
 mod parse;
 pub mod raw;
+mod tunnel;
 mod words;
 
 use std::{
@@ -17,7 +18,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::abi::{self, Ticks};
+use lb_common::abi::{self, Ticks, limits};
 
 pub use crate::kernel::Sizes;
 pub use diff::differences;
@@ -25,6 +26,7 @@ pub use edit::{BackendSet, Edit, ServiceSet};
 pub use error::Error;
 pub use parse::ServiceEndpoint;
 pub use raw::{RawConfig, Spacing};
+pub use tunnel::{Source, Tunnel};
 pub use words::{Algorithm, Mode, Protocol, State, XdpMode};
 
 /// A checked configuration, for this node.
@@ -36,6 +38,8 @@ pub struct Config {
     pub sizes: Sizes,
     /// Which packets become events.
     pub events: Events,
+    /// What packets in tunnels look like.
+    pub tunnel: Tunnel,
     /// The services, in the order of the file.
     pub services: Vec<Service>,
     /// What works but deserves a word: a line each.
@@ -48,6 +52,15 @@ impl Config {
     /// The service of this name.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
+    }
+
+    /// What concerns all services, as the maps hold it.
+    pub fn settings(&self) -> abi::Settings {
+        abi::Settings {
+            tunnel: self.tunnel.abi(),
+            answers_per_second: limits::ANSWERS_PER_SECOND,
+            ..self.events.abi()
+        }
     }
 
     /// Whether everything has room in maps of these sizes: those that are there may be other than
@@ -149,7 +162,8 @@ pub enum Placement {
 /// A backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Backend {
-    /// Its address and port; in `dsr-l2` the service's port.
+    /// Its address and port; in the direct-return modes the service's port. In tunnel modes it may be
+    /// of the other family.
     pub address: SocketAddr,
     /// Its share, relative to the others'.
     pub weight: u16,

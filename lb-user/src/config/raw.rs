@@ -29,6 +29,9 @@ pub struct RawConfig {
     /// Which packets become events.
     #[serde(skip_serializing_if = "is_default")]
     pub events: RawEvents,
+    /// What packets in tunnels look like.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tunnel: RawTunnel,
     /// The services.
     #[serde(rename = "service", skip_serializing_if = "Vec::is_empty")]
     pub services: Vec<RawService>,
@@ -167,6 +170,27 @@ pub struct RawEvents {
     /// Dropped packets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drops: Option<Spacing>,
+}
+
+/// `[tunnel]`: the outer headers of `dsr-ipip` and `dsr-gue`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawTunnel {
+    /// Source of outer IPv4 headers; the address that the route to the backend prefers if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source4: Option<String>,
+    /// The prefix in which it varies by flow, `10.99.0.0/24`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_prefix4: Option<String>,
+    /// Source of outer IPv6 headers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source6: Option<String>,
+    /// The prefix in which it varies by flow, `fd00:99::/64`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub source_prefix6: Option<String>,
+    /// UDP destination port of GUE; 6080 if left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gue_port: Option<u16>,
 }
 
 /// `[[service]]`.

@@ -35,6 +35,25 @@ slots = 251
 address = "2001:db8:1::5"
 "#;
 
+const TUNNEL: &str = r#"
+[tunnel]
+source4 = "10.0.0.1"
+source_prefix6 = "fd00:99::/64"
+gue_port = 7000
+
+[[service]]
+name = "far"
+address = "203.0.113.10"
+port = 80
+mode = "dsr-gue"
+
+[[service.backend]]
+address = "10.0.1.5"
+
+[[service.backend]]
+address = "2001:db8:1::5"
+"#;
+
 fn raw(text: &str) -> RawConfig {
     RawConfig::from_toml(text, "lb.toml").unwrap()
 }
@@ -72,9 +91,42 @@ fn a_file_means_what_it_says() {
 }
 
 #[test]
+fn in_a_tunnel_backends_may_be_of_the_other_family() {
+    for mode in ["dsr-gue", "dsr-ipip"] {
+        let config = Config::check(&raw(&TUNNEL.replace("dsr-gue", mode))).unwrap();
+        let families: Vec<bool> = config.services[0]
+            .backends
+            .iter()
+            .map(|b| b.address.is_ipv4())
+            .collect();
+        assert_eq!(families, [true, false]);
+        assert_eq!(config.settings().tunnel.gue_port.number(), 7000);
+    }
+    for mode in ["nat", "dsr-l2"] {
+        let line = refusal(&TUNNEL.replace("dsr-gue", mode));
+        assert!(
+            line.contains("make the service's mode dsr-ipip or dsr-gue"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn another_tunnel_is_told_in_a_line() {
+    let old = Config::check(&raw(TUNNEL)).unwrap();
+    let new = Config::check(&raw(&TUNNEL.replace("7000", "6080"))).unwrap();
+    assert_eq!(
+        differences(&old, &new),
+        ["~ tunnel: source IPv4 10.0.0.1, IPv6 fd00:99::/64, GUE port 6080"]
+    );
+}
+
+#[test]
 fn what_is_exported_is_what_was_read() {
-    let first = raw(WEB);
-    assert_eq!(raw(&first.to_toml()), first);
+    for text in [WEB, TUNNEL] {
+        let first = raw(text);
+        assert_eq!(raw(&first.to_toml()), first);
+    }
     assert_eq!(raw(""), RawConfig::default());
 }
 
@@ -157,7 +209,7 @@ fn every_mistake_has_its_line() {
         ),
         (
             backend("address = \"[2001:db8::5]:80\""),
-            "mixes IPv4 and IPv6",
+            "not of the family of the service's address 203.0.113.10",
         ),
         (
             backend("address = \"203.0.113.10:8080\""),
@@ -170,7 +222,12 @@ fn every_mistake_has_its_line() {
         (
             backend("address = \"10.0.1.5:81\"")
                 .replace("port = 80", "port = 80\nmode = \"dsr-l2\""),
-            "write port 80 or none",
+            "dsr-l2 cannot change the port: write port 80 or none",
+        ),
+        (
+            backend("address = \"10.0.1.5:81\"")
+                .replace("port = 80", "port = 80\nmode = \"dsr-gue\""),
+            "dsr-gue cannot change the port: write port 80 or none",
         ),
         (
             backend("address = \"10.0.1.5:80\"\nstate = \"off\""),

@@ -67,6 +67,20 @@ words! {
         Nat = "nat" => abi::Mode::NAT,
         /// MAC addresses rewritten, the backend owns the service address and answers directly.
         DsrL2 = "dsr-l2" => abi::Mode::DSR_L2,
+        /// An outer IP header in front, the backend takes it off and answers directly.
+        DsrIpip = "dsr-ipip" => abi::Mode::DSR_IPIP,
+        /// Outer IP and UDP headers in front (GUE), the backend takes them off and answers directly.
+        DsrGue = "dsr-gue" => abi::Mode::DSR_GUE,
+    }
+}
+
+impl Mode {
+    /// Whether packets get outer headers, whose family is the backend's.
+    pub const fn is_tunnel(self) -> bool {
+        match self {
+            Self::Nat | Self::DsrL2 => false,
+            Self::DsrIpip | Self::DsrGue => true,
+        }
     }
 }
 

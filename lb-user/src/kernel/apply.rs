@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use aya::maps::PerCpuValues;
-use lb_common::abi::{Backend, BackendId, Neighbour, Service, ServiceId, Traffic};
+use lb_common::abi::{Backend, BackendId, Service, ServiceId, Traffic};
 
 use super::{Kernel, tables::gone};
-use crate::plan::Change;
+use crate::plan::{Change, Way};
 
 impl Kernel {
     /// Carries out one step of a plan. Each is one write that is whole for any packet, except that
@@ -56,23 +56,17 @@ impl Kernel {
         }
     }
 
-    /// Writes where a backend's packets go next; nothing is written if it is so already.
+    /// Writes a backend's way; nothing is written if it is so already.
     ///
     /// # Errors
     ///
     /// When the id is beyond the map's size.
-    pub fn set_neighbour(&mut self, id: BackendId, neighbour: Neighbour) -> Result<()> {
+    pub fn set_way(&mut self, id: BackendId, way: Way) -> Result<()> {
         let backend = self.backend(id)?;
-        if backend.neighbour == neighbour {
+        if Way::of(&backend) == way {
             return Ok(());
         }
-        self.write_backend(
-            id,
-            Backend {
-                neighbour,
-                ..backend
-            },
-        )
+        self.write_backend(id, way.on(backend))
     }
 
     fn put_backend(&mut self, id: BackendId, backend: Backend) -> Result<()> {
@@ -84,18 +78,12 @@ impl Kernel {
                 .set(id.0, zero, 0)
                 .context("cannot clear the counters of a backend")?;
         }
-        let neighbour = if present.service.0 != 0 && present.address == backend.address {
-            present.neighbour
-        } else {
-            backend.neighbour
+        let is_same = present.service.0 != 0 && present.address == backend.address;
+        let way = match Way::of(&backend) {
+            way if is_same && way == Way::default() => Way::of(&present),
+            way => way,
         };
-        self.write_backend(
-            id,
-            Backend {
-                neighbour,
-                ..backend
-            },
-        )
+        self.write_backend(id, way.on(backend))
     }
 
     fn put_service(&mut self, id: ServiceId, service: Service) -> Result<()> {

@@ -2,7 +2,7 @@
 
 use std::os::fd::{AsFd as _, OwnedFd};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, anyhow};
 use aya::programs::{ProgramError, Xdp, links::FdLink, loaded_programs};
 use lb_common::abi::{InterfaceCounters, Settings};
 
@@ -13,7 +13,7 @@ use super::{
     syscall::{LinkState, detach_link, link_state, update_link},
     tables::gone,
 };
-use crate::network::{Link, XdpPlace};
+use crate::network::{Link, LinkXdp, XdpPlace};
 
 /// Where the program is to run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -99,19 +99,7 @@ impl Kernel {
                 return Ok(attached(xdp.place, None));
             }
         } else if let Some(xdp) = link.xdp {
-            bail!(
-                "interface {} already carries XDP program {}{}: detach that one first \
-                 (`ip link set dev {} {} off`, or the tool that put it there)",
-                link.name,
-                xdp.program,
-                program_name(xdp.program),
-                link.name,
-                match xdp.place {
-                    XdpPlace::Driver => "xdp",
-                    XdpPlace::Skb => "xdpgeneric",
-                    XdpPlace::Hardware => "xdpoffload",
-                }
-            );
+            return Err(foreign(link, xdp));
         }
         self.detach(&link.name)?;
 
@@ -307,6 +295,23 @@ fn open_link(pins: &Pins, name: &str) -> Result<Option<(OwnedFd, LinkState)>> {
     Ok(Some((link, state)))
 }
 
+/// Somebody else's program is on the interface.
+pub(super) fn foreign(link: &Link, xdp: LinkXdp) -> anyhow::Error {
+    anyhow!(
+        "interface {} already carries XDP program {}{}: detach that one first \
+         (`ip link set dev {} {} off`, or the tool that put it there)",
+        link.name,
+        xdp.program,
+        program_name(xdp.program),
+        link.name,
+        match xdp.place {
+            XdpPlace::Driver => "xdp",
+            XdpPlace::Skb => "xdpgeneric",
+            XdpPlace::Hardware => "xdpoffload",
+        }
+    )
+}
+
 /// ` (name)`, if the program has one.
 fn program_name(id: u32) -> String {
     loaded_programs()
@@ -319,7 +324,7 @@ fn program_name(id: u32) -> String {
 }
 
 /// Why a driver or the kernel does not take the program, in words.
-fn refusal(link: &Link, place: XdpPlace, error: ProgramError) -> anyhow::Error {
+pub(super) fn refusal(link: &Link, place: XdpPlace, error: ProgramError) -> anyhow::Error {
     let number = match &error {
         ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
         _ => None,

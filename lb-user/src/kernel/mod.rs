@@ -13,6 +13,7 @@ mod apply;
 mod attach;
 mod batch;
 mod counters;
+pub mod decap;
 mod flows;
 mod open;
 mod pinned;
@@ -198,7 +199,12 @@ impl Kernel {
         })
     }
 
-    fn settings(&self) -> Result<Settings> {
+    /// What concerns all services, as it was last written.
+    ///
+    /// # Errors
+    ///
+    /// When the map cannot be read.
+    pub fn settings(&self) -> Result<Settings> {
         let settings = self.maps.settings.get(&0, 0);
         settings.context("cannot read the map settings")
     }

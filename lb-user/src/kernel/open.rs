@@ -18,7 +18,7 @@ use std::{collections::BTreeMap, os::fd::OwnedFd};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use aya::{
     Ebpf, EbpfLoader, VerifierLogLevel,
-    maps::{ArrayOfMaps, MapData, MapError},
+    maps::{ArrayOfMaps, MapData, MapError, ProgramArray},
     programs::{ProgramError, Xdp},
 };
 use aya_obj::generated::bpf_map_type;
@@ -35,6 +35,13 @@ use super::{
 
 /// The tables of flows: both sides write them, so they are caught up after an exchange.
 const FLOW_TABLES: [&str; 2] = ["flows", "new_flows"];
+
+/// The map of the programs of rare ways, which every program has one of its own: its entries are no
+/// use to another version's. It is pinned because the kernel empties it when no process has it open.
+const PROGRAMS: &str = "programs";
+
+/// The programs of rare ways, in the order of their places in that map.
+const RARE: [&str; 1] = ["answer"];
 
 /// The maps whose living contents must fit into the new size: what the agent has written.
 const KEPT_WHOLE: [&str; 3] = ["services", "backends", "endpoints"];
@@ -110,25 +117,27 @@ fn take_over(
         fits(&pins, name, wanted[name])?;
     }
 
-    let prepared = prepare(options, object, &pins, wanted, &resized);
+    let mut exchanged = resized.clone();
+    exchanged.push(PROGRAMS.to_owned());
+    let prepared = prepare(options, object, &pins, wanted, &exchanged);
     if prepared.is_err() {
-        for name in &resized {
+        for name in &exchanged {
             Pins::remove(&pins.swap(name))?;
         }
     }
     let (mut ebpf, maps, copied_at) = prepared?;
-    for name in &resized {
+    for name in &exchanged {
         pins.exchange(name)?;
     }
     if let Err(error) = attach::replace_all(&pins, program(&mut ebpf)?) {
-        for name in &resized {
+        for name in &exchanged {
             pins.exchange(name)?;
             Pins::remove(&pins.swap(name))?;
         }
         return Err(error);
     }
     pin_program(&mut ebpf, &pins)?;
-    for name in &resized {
+    for name in &exchanged {
         catch_up(&pins, name, copied_at)?;
         Pins::remove(&pins.swap(name))?;
     }
@@ -278,17 +287,43 @@ fn load(
         loader.map_pin_path(name, path);
     }
     let mut ebpf = loader.load(object).map_err(in_one_line)?;
-    program(&mut ebpf)?.load().map_err(|error| match error {
+    program(&mut ebpf)?.load().map_err(refused)?;
+    load_rare(&mut ebpf)?;
+    Ok(ebpf)
+}
+
+/// Loads the programs of rare ways and puts them where the main one finds them.
+fn load_rare(ebpf: &mut Ebpf) -> Result<()> {
+    for (place, name) in (0..).zip(RARE) {
+        let program: &mut Xdp = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the program {name} is missing in the object"))?
+            .try_into()
+            .context("it is no XDP program")?;
+        program.load().map_err(refused)?;
+        let fd = program.fd()?.try_clone()?;
+        let map = ebpf
+            .map_mut(PROGRAMS)
+            .with_context(|| format!("the map {PROGRAMS} is missing in the object"))?;
+        ProgramArray::try_from(map)?
+            .set(place, &fd, 0)
+            .with_context(|| format!("cannot write to the map {PROGRAMS}"))?;
+    }
+    Ok(())
+}
+
+/// Why the kernel does not take the program, in one line.
+pub(super) fn refused(error: ProgramError) -> anyhow::Error {
+    match error {
         ProgramError::LoadError { io_error, .. } => {
             anyhow!("the kernel refuses the program: {io_error}")
         }
         error => anyhow::Error::new(error).context("the kernel refuses the program"),
-    })?;
-    Ok(ebpf)
+    }
 }
 
 /// Why maps cannot be made, in one line.
-fn in_one_line(error: aya::EbpfError) -> anyhow::Error {
+pub(super) fn in_one_line(error: aya::EbpfError) -> anyhow::Error {
     match error {
         aya::EbpfError::MapError(MapError::CreateError { name, io_error }) => {
             let advice = match io_error.raw_os_error() {
@@ -305,6 +340,9 @@ fn in_one_line(error: aya::EbpfError) -> anyhow::Error {
 
 /// Copies what is alive in a map into its swap.
 fn copy(pins: &Pins, name: &str) -> Result<()> {
+    if name == PROGRAMS {
+        return Ok(());
+    }
     let (Some(from), Some(to)) = (open_map(pins, name)?, open_swap(pins, name)?) else {
         bail!("a pin has vanished");
     };

@@ -8,8 +8,8 @@ use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, path::Path}
 
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{
-    ABI_VERSION, Address, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Flow,
-    FlowKey, Service, ServiceId, Settings,
+    ABI_VERSION, Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint,
+    EndpointKey, Flow, FlowKey, Service, ServiceId, Settings,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -31,6 +31,7 @@ pub struct Pinned {
     flows: Entries<FlowKey, Flow>,
     new_flows: Entries<FlowKey, Flow>,
     direct: Entries<Conversation, Direct>,
+    answered: Entries<Address, Answered>,
     rotations: RawMap,
     slots: Entries<u32, u32>,
     /// Lookup tables that were opened, by service: all looks are at the same one.
@@ -66,6 +67,7 @@ impl Pinned {
             flows: Entries::open(&pins, "flows")?,
             new_flows: Entries::open(&pins, "new_flows")?,
             direct: Entries::open(&pins, "direct")?,
+            answered: Entries::open(&pins, "answered")?,
             rotations: open(&pins, "rotations")?,
             slots: Entries::open(&pins, "slots")?,
             opened: RefCell::default(),
@@ -163,6 +165,15 @@ impl Pinned {
     /// As [`Pinned::endpoint`].
     pub fn direct(&self, conversation: &Conversation) -> Result<Option<Direct>> {
         self.direct.find(conversation)
+    }
+
+    /// What the clients of a prefix were told by ICMP.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pinned::endpoint`].
+    pub fn answered(&self, prefix: &Address) -> Result<Option<Answered>> {
+        self.answered.find(prefix)
     }
 
     /// How many round-robin tickets of a service a CPU has drawn; none if there is no such CPU.

@@ -27,7 +27,7 @@ use nix::{
 use super::syscall::open_pin;
 
 /// Ends the name of what is being exchanged.
-const SWAP: &str = "-swap";
+pub(super) const SWAP: &str = "-swap";
 
 /// The name of the program's pin; no map is called so.
 pub(super) const PROGRAM: &str = "program";
@@ -54,11 +54,7 @@ impl Pins {
                 folder.file_name().unwrap_or_default().display()
             );
         }
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(folder.join(LINKS))
-            .with_context(|| format!("cannot make {}", folder.display()))?;
+        make_folder(&folder.join(LINKS))?;
         Ok(Self {
             folder: folder.to_owned(),
         })
@@ -164,18 +160,31 @@ impl Pins {
         Ok(())
     }
 
-    /// Removes the empty folders.
+    /// Removes the empty folders. The instance's own stays if it takes packets out of tunnels, too.
     pub(super) fn remove_folder(&self) -> Result<()> {
         for folder in [&self.folder.join(LINKS), &self.folder] {
-            fs::remove_dir(folder)
-                .with_context(|| format!("cannot remove {}", folder.display()))?;
+            match fs::remove_dir(folder) {
+                Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                result => {
+                    result.with_context(|| format!("cannot remove {}", folder.display()))?;
+                }
+            }
         }
         Ok(())
     }
 }
 
+/// Makes a folder for root alone, with whatever is missing above it.
+pub(super) fn make_folder(folder: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .with_context(|| format!("cannot make {}", folder.display()))
+}
+
 /// The names of the files of `folder`, sorted.
-fn files(folder: &Path) -> Result<Vec<String>> {
+pub(super) fn files(folder: &Path) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in
         fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?
@@ -192,7 +201,7 @@ fn files(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// Checks that `folder`, or the part of it that is there, is on a bpffs.
-fn is_bpffs(folder: &Path) -> Result<()> {
+pub(super) fn is_bpffs(folder: &Path) -> Result<()> {
     let there = folder
         .ancestors()
         .find(|ancestor| ancestor.exists())

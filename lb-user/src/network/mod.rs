@@ -27,7 +27,7 @@ pub use address::{InterfaceAddress, Placed};
 pub use changes::{Changed, Changes};
 pub use link::{Link, LinkXdp, XdpPlace};
 pub use neighbour::{Neighbours, Reachability};
-pub use route::NextHop;
+pub use route::{NextHop, Route};
 
 /// A connection to the kernel's routing subsystem.
 #[derive(Debug)]

@@ -27,6 +27,18 @@ pub struct NextHop {
     pub address: IpAddr,
 }
 
+/// The kernel's way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// Where packets go next.
+    pub hop: NextHop,
+    /// The address of this host that the kernel would send from.
+    pub source: Option<IpAddr>,
+    /// The longest packet, in bytes, if the route has a word on it (`mtu 1400`, or what ICMP has
+    /// told); the interface has one too.
+    pub mtu: Option<u32>,
+}
+
 impl Network {
     /// Where a packet to `destination` goes next; nothing if there is no route to it, or if it is
     /// this host's own address. Of a multipath route one of the paths that are up.
@@ -35,6 +47,15 @@ impl Network {
     ///
     /// When the kernel does not answer.
     pub async fn resolve(&self, destination: IpAddr) -> Result<Option<NextHop>> {
+        Ok(self.way(destination).await?.map(|route| route.hop))
+    }
+
+    /// As [`Self::resolve`], with all that the kernel says of the way.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn way(&self, destination: IpAddr) -> Result<Option<Route>> {
         let question = match destination {
             IpAddr::V4(v4) => RouteMessageBuilder::<Ipv4Addr>::new()
                 .destination_prefix(v4, 32)
@@ -45,7 +66,11 @@ impl Network {
         };
         let answer = self.handle.route().get(question).execute().try_next().await;
         match answer {
-            Ok(Some(route)) => Ok(next_hop(&route, destination)),
+            Ok(Some(route)) => Ok(next_hop(&route, destination).map(|hop| Route {
+                hop,
+                source: preferred_source(&route.attributes),
+                mtu: mtu(&route.attributes),
+            })),
             Ok(None) => Ok(None),
             Err(error) if is_no_route(&error) => Ok(None),
             Err(error) => {
@@ -198,21 +223,29 @@ fn is_usable(path: &RouteNextHop) -> bool {
 /// The part of the TOS byte that routes look at (Linux `INET_DSCP_MASK`).
 const DSCP: u8 = 0xfc;
 
-/// The MTU that an administrator has given the route.
+fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn preferred_source(attributes: &[RouteAttribute]) -> Option<IpAddr> {
+    attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::PrefSource(RouteAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        RouteAttribute::PrefSource(RouteAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    })
+}
+
 fn mtu(attributes: &[RouteAttribute]) -> Option<u32> {
     let metrics = attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Metrics(metrics) => Some(metrics),
         _ => None,
     })?;
     metrics.iter().find_map(|metric| match metric {
-        RouteMetric::Mtu(mtu) => Some(*mtu),
-        _ => None,
-    })
-}
-
-fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
-    attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Oif(index) => Some(*index),
+        RouteMetric::Mtu(0) => None,
+        RouteMetric::Mtu(bytes) => Some(*bytes),
         _ => None,
     })
 }

@@ -14,7 +14,8 @@ pub enum Change {
         /// Its state from now on; [`BackendState::ABSENT`] when it is about to be removed.
         state: BackendState,
     },
-    /// Writes a backend. If the record that is there has the same address, its neighbour is kept.
+    /// Writes a backend. Without a [`super::Way`], that of the record that is there is kept if it has
+    /// the same address.
     PutBackend(BackendId, Backend),
     /// Swaps a service's lookup table as a whole.
     PutSlots(ServiceId, Slots),

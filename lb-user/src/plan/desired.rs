@@ -185,7 +185,7 @@ fn record(
     let address = Address::from(backend.address.ip());
     let port = match mode {
         Mode::Nat => Port::from(backend.address.port()),
-        Mode::DsrL2 => Port::default(),
+        Mode::DsrL2 | Mode::DsrIpip | Mode::DsrGue => Port::default(),
     };
     let generation = match known {
         None => 0,

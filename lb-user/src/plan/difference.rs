@@ -2,11 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use lb_common::abi::{
-    Backend, BackendId, BackendState, Endpoint, EndpointKey, Neighbour, Role, ServiceId,
-};
+use lb_common::abi::{Backend, BackendId, BackendState, Endpoint, EndpointKey, Role, ServiceId};
 
-use super::{Change, Tables, is_there, removed};
+use super::{Change, Tables, Way, is_there, removed};
 
 /// The steps that make `current` into `desired`; none if they are equal.
 ///
@@ -220,17 +218,16 @@ fn removals(current: &Tables, desired: &Tables) -> Vec<Change> {
     changes
 }
 
-/// Whether both are the same backend, whatever its state and next hop.
+/// Whether both are the same backend, whatever its state and way.
 fn is_same(a: &Backend, b: &Backend) -> bool {
     (a.service, a.address, a.port) == (b.service, b.address, b.port)
 }
 
-/// Whether nothing but the state word and the next hop differ.
+/// Whether nothing but the state word and the way differ.
 fn is_equal_but_state(a: &Backend, b: &Backend) -> bool {
     let bare = |backend: &Backend| Backend {
         state: BackendState::ABSENT,
-        neighbour: Neighbour::default(),
-        ..*backend
+        ..Way::default().on(*backend)
     };
     bare(a) == bare(b)
 }

@@ -15,7 +15,9 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::abi::{Address, Backend, BackendId, Endpoint, EndpointKey, Service, ServiceId};
+use lb_common::abi::{
+    Address, Backend, BackendId, Endpoint, EndpointKey, Neighbour, Service, ServiceId,
+};
 
 pub use change::Change;
 pub use desired::{Built, addresses, desired};
@@ -34,6 +36,50 @@ pub struct HostAddress {
     pub address: Address,
 }
 
+/// What of a backend's record the network says, and not the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Way {
+    /// Where its packets go next.
+    pub neighbour: Neighbour,
+    /// Source of outer headers.
+    pub source: Address,
+    /// Longest packet, in bytes; 0: not known.
+    pub mtu: u16,
+}
+
+impl Way {
+    /// The way in a record.
+    pub fn of(backend: &Backend) -> Self {
+        let Backend {
+            neighbour,
+            source,
+            mtu,
+            ..
+        } = *backend;
+        Self {
+            neighbour,
+            source,
+            mtu,
+        }
+    }
+
+    /// A record with this way.
+    #[must_use]
+    pub fn on(self, backend: Backend) -> Backend {
+        let Self {
+            neighbour,
+            source,
+            mtu,
+        } = self;
+        Backend {
+            neighbour,
+            source,
+            mtu,
+            ..backend
+        }
+    }
+}
+
 /// What the maps hold, or should hold, as far as the agent writes them.
 ///
 /// A record that is all zero in the kernel is not in here, with one exception: a removed backend
@@ -44,8 +90,7 @@ pub struct Tables {
     pub endpoints: BTreeMap<EndpointKey, Endpoint>,
     /// The services. [`Service::slots`] is the length of the service's entry in `slots`.
     pub services: BTreeMap<ServiceId, Service>,
-    /// The backends. [`Backend::neighbour`] is not the plan's: it is ignored when tables are
-    /// compared, and kept as it is when a record is written over one with the same address.
+    /// The backends. Their [`Way`] is not the plan's: it is ignored when tables are compared.
     pub backends: BTreeMap<BackendId, Backend>,
     /// The lookup tables; none for a service without a backend to offer.
     pub slots: BTreeMap<ServiceId, Slots>,

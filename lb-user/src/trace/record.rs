@@ -7,8 +7,9 @@ use std::cell::RefCell;
 
 use lb_common::{
     abi::{
-        Address, Backend, BackendId, BackendState, Conversation, Direct, Endpoint, EndpointKey,
-        EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
+        Address, Answered, Backend, BackendId, BackendState, Conversation, Direct, Endpoint,
+        EndpointKey, EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
+        Tunnel,
     },
     datapath::{
         Began, Flows, Packet as _, Report, Stage, Tables,
@@ -46,6 +47,8 @@ pub enum Asked {
     InsertDirect(Conversation),
     /// Such an entry is forgotten, if there is one.
     RemoveDirect(Conversation),
+    /// What the clients of a prefix were told by ICMP before, as it was found.
+    Answered(Address, Option<Answered>),
     /// A round-robin ticket is drawn.
     Ticket(ServiceId, u32),
     /// The packet is counted for a service and backend.
@@ -224,6 +227,14 @@ impl<T: Tables> Tables for NotedTables<'_, T> {
         self.tables.transmits_by_redirect()
     }
 
+    fn answers_per_second(&self) -> u32 {
+        self.tables.answers_per_second()
+    }
+
+    fn tunnel(&self) -> Option<&Tunnel> {
+        self.tables.tunnel()
+    }
+
     fn is_local(&self, address: &Address) -> bool {
         let found = self.tables.is_local(address);
         self.note(Asked::Local(*address, found));
@@ -292,6 +303,17 @@ impl<F: Flows> Flows for NotedFlows<'_, F> {
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.note(Asked::RemoveDirect(*conversation));
         self.flows.remove_direct(conversation);
+    }
+
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {
+        let found = self.flows.answered(prefix);
+        let copy = found.as_deref().copied();
+        self.asked.borrow_mut().push(Asked::Answered(*prefix, copy));
+        found
+    }
+
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered) {
+        self.flows.insert_answered(prefix, answered);
     }
 
     fn ticket(&mut self, service: ServiceId) -> u32 {

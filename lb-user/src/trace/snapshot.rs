@@ -13,8 +13,8 @@ use anyhow::{Context as _, Result};
 use elsa::FrozenBTreeMap;
 use lb_common::{
     abi::{
-        Address, Backend, BackendId, BackendState, Conversation, Direct, Endpoint, EndpointKey,
-        Flow, FlowKey, Mode, Neighbour, Reason, Service, ServiceId, Ticks,
+        Address, Answered, Backend, BackendId, BackendState, Conversation, Direct, Endpoint,
+        EndpointKey, Flow, FlowKey, Mode, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
     },
     datapath::{Began, Flows, Report, Stage, Tables, parse::Parsed},
     host::HostFlows,
@@ -119,6 +119,14 @@ impl Tables for Snapshot<'_> {
         self.maps.settings().transmit_by_redirect != 0
     }
 
+    fn answers_per_second(&self) -> u32 {
+        self.maps.settings().answers_per_second
+    }
+
+    fn tunnel(&self) -> Option<&Tunnel> {
+        Some(&self.maps.settings().tunnel)
+    }
+
     fn is_local(&self, address: &Address) -> bool {
         let read = |maps: &Pinned| Ok(maps.is_local(address)?.then_some(()));
         self.seen(&self.locals, address, read).is_some()
@@ -142,6 +150,7 @@ pub(super) struct LiveFlows<'k> {
     pub(super) host: HostFlows,
     flows: BTreeSet<FlowKey>,
     conversations: BTreeSet<Conversation>,
+    prefixes: BTreeSet<Address>,
     services: BTreeSet<ServiceId>,
 }
 
@@ -158,6 +167,7 @@ impl<'k> LiveFlows<'k> {
             host,
             flows: BTreeSet::new(),
             conversations: BTreeSet::new(),
+            prefixes: BTreeSet::new(),
             services: BTreeSet::new(),
         }
     }
@@ -179,6 +189,14 @@ impl<'k> LiveFlows<'k> {
             && let Some(direct) = self.failure.noted(self.maps.direct(conversation))
         {
             self.host.direct.insert(*conversation, direct);
+        }
+    }
+
+    fn load_answered(&mut self, prefix: &Address) {
+        if self.prefixes.insert(*prefix)
+            && let Some(answered) = self.failure.noted(self.maps.answered(prefix))
+        {
+            self.host.answered.insert(*prefix, answered);
         }
     }
 
@@ -236,6 +254,16 @@ impl Flows for LiveFlows<'_> {
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.load_direct(conversation);
         self.host.remove_direct(conversation);
+    }
+
+    fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {
+        self.load_answered(prefix);
+        self.host.answered(prefix)
+    }
+
+    fn insert_answered(&mut self, prefix: &Address, answered: Answered) {
+        self.load_answered(prefix);
+        self.host.insert_answered(prefix, answered);
     }
 
     fn ticket(&mut self, service: ServiceId) -> u32 {

@@ -104,6 +104,7 @@ impl<'r> Telling<'r> {
                     "the conversation is remembered, so that the answers pass".to_owned(),
                 )),
                 Asked::RemoveDirect(_) => None,
+                Asked::Answered(..) => None,
                 Asked::Route(to, found) => Some(Step::new("route", self.route(to, found.as_ref()))),
                 Asked::Report(EventKind::NEIGHBOUR, address) => Some(Step::new(
                     "event",

@@ -106,6 +106,23 @@ impl Agent {
         self.run(line)?.text()
     }
 
+    /// As [`Agent::ok`], for another instance: this one's name with `label` behind it.
+    ///
+    /// # Errors
+    ///
+    /// When it fails, with what it said.
+    pub fn ok_beside(&self, label: &str, line: &str) -> Result<String> {
+        let mut command = Command::new(&self.program);
+        self.complete_as(&mut command, &self.beside(label), line);
+        finish(&mut command, COMMAND_LIMIT)?.text()
+    }
+
+    /// The name of another instance. Its pins are removed with the others of a test run that was
+    /// killed.
+    fn beside(&self, label: &str) -> String {
+        format!("{}-{label}", self.instance)
+    }
+
     /// Runs a command line that has to be refused: exit code 1 or 2, nothing on standard output,
     /// one line on standard error, which is returned.
     ///
@@ -137,10 +154,14 @@ impl Agent {
 
     /// Adds the instance and the words of `line`.
     fn complete(&self, command: &mut Command, line: &str) {
+        self.complete_as(command, &self.instance, line);
+    }
+
+    fn complete_as(&self, command: &mut Command, instance: &str, line: &str) {
         command
             .env("LB_USER_STATE_DIR", self.folder.path())
             .env("LB_USER_RUN_DIR", self.folder.path())
-            .args(["--instance", &self.instance])
+            .args(["--instance", instance])
             .args(line.split_whitespace());
     }
 

@@ -1,7 +1,8 @@
 //! `cargo xtask fuzz SECONDS`: random frames through the data path on the host.
 //!
 //! Looks for a frame that breaks a promise of the data path: it never panics; what is not ours
-//! leaves as it came; a frame keeps its length; checksums that were right still are. Backends,
+//! leaves as it came; a frame keeps its length, the outer headers of tunnels not counted, which are
+//! whole and right; checksums that were right still are. Backends,
 //! lookup tables and idle times change meanwhile. A finding is printed with its seed, which makes
 //! the same frames again.
 
@@ -12,16 +13,16 @@ use std::{
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use lb_common::{
     abi::{BackendId, BackendState, Fate, Neighbour, ServiceId, Ticks},
     datapath::Verdict,
     host::{
         Balancer, HostFlows, Outcome,
-        frame::{checksums, describe},
+        frame::{checksums, describe, inner},
         traffic::Traffic,
-        world::World,
+        world::{GUE_PORT, World},
     },
 };
 
@@ -134,13 +135,25 @@ fn cut(mut frame: Vec<u8>, traffic: &mut Traffic) -> Vec<u8> {
 
 /// What the data path promises of every frame.
 fn check(frame: &[u8], outcome: &Outcome) -> Result<()> {
-    let after = &outcome.frame;
-    ensure!(frame.len() == after.len(), "another length");
+    let inner = match outcome.frame.len().checked_sub(frame.len()) {
+        _ if outcome.reason.fate() == Fate::Answered => None,
+        Some(20 | 28 | 40 | 48) => Some(
+            inner(&outcome.frame, GUE_PORT)
+                .context("grown, and not by outer headers that are right")?,
+        ),
+        _ => None,
+    };
+    let after = inner.as_ref().unwrap_or(&outcome.frame);
     let fate = outcome.reason.fate();
+    ensure!(
+        frame.len() == after.len() || fate == Fate::Answered,
+        "another length"
+    );
     match fate {
         Fate::Passed => ensure!(outcome.verdict == Verdict::Pass, "not ours and not passed"),
         Fate::Dropped => ensure!(outcome.verdict == Verdict::Drop, "dropped and not dropped"),
         Fate::Forwarded => ensure!(outcome.verdict != Verdict::Drop, "forwarded and dropped"),
+        Fate::Answered => return check_answer(frame, outcome),
     }
     if fate != Fate::Forwarded {
         ensure!(
@@ -161,11 +174,38 @@ fn check(frame: &[u8], outcome: &Outcome) -> Result<()> {
     Ok(())
 }
 
+/// What it promises of a message about a frame: whole, and about that frame.
+fn check_answer(frame: &[u8], outcome: &Outcome) -> Result<()> {
+    let answer = &outcome.frame;
+    ensure!(
+        matches!(outcome.verdict, Verdict::Transmit | Verdict::Redirect(_)),
+        "answered and not sent"
+    );
+    let sums = checksums(answer);
+    ensure!(
+        sums.ip != Some(false) && sums.transport == Some(true),
+        "an answer with a wrong checksum"
+    );
+    let (head, longest) = match answer.get(12..14) {
+        Some([0x08, 0x00]) => (14 + 20 + 8, 14 + 576),
+        _ => (14 + 40 + 8, 14 + 1280),
+    };
+    ensure!(answer.len() <= longest, "a long answer");
+    let quoted = &answer[head..];
+    ensure!(
+        quoted.len() >= 28 && frame[14..].starts_with(quoted),
+        "an answer about another packet"
+    );
+    let is_back = answer[..6] == frame[6..12] && answer[6..12] == frame[..6];
+    ensure!(is_back, "an answer to somebody else");
+    Ok(())
+}
+
 /// Changes what the agent might change, also to what it should not.
 fn change(lb: &mut Balancer, traffic: &mut Traffic) {
     let rng = traffic.rng();
-    let id = BackendId(rng.u32(1..64));
-    let service = ServiceId(rng.u32(1..13));
+    let id = BackendId(rng.u32(1..125));
+    let service = ServiceId(rng.u32(1..21));
     match rng.u8(0..7) {
         0..2 => lb.world.set_state(id, BackendState(rng.u32(0..5))),
         2 => lb.world.rebuild(service, [2, 7, 251][rng.usize(..3)]),

@@ -9,6 +9,7 @@ use lb_common::abi::{ABI_VERSION, BackendId, Counter, Flow, FlowKey, Neighbour, 
 use lb_user::{
     kernel::{Kernel, Options, Table, Taken, XdpMode, clock},
     network::XdpPlace,
+    plan::Way,
 };
 use tempfile::TempDir;
 
@@ -60,11 +61,14 @@ fn another_size_keeps_what_is_alive() -> Result<()> {
     let (mut kernel, _) = rig.open()?;
     rig.attach(&mut kernel, "e1", XdpMode::Auto)?;
     let expected = fill(&mut kernel)?;
-    kernel.set_neighbour(
+    kernel.set_way(
         BackendId(1),
-        Neighbour {
-            ifindex: 9,
-            ..Neighbour::default()
+        Way {
+            neighbour: Neighbour {
+                ifindex: 9,
+                ..Neighbour::default()
+            },
+            ..Way::default()
         },
     )?;
     add_flows(&mut rig.flows("flows")?, 10_000)?;

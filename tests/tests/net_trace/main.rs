@@ -288,6 +288,56 @@ fn pcap(frames: &[Vec<u8>]) -> Vec<u8> {
     file
 }
 
+/// Outer headers, and the ICMP error where they make the packet too long.
+fn tunnels(family: Family) -> Result<()> {
+    let scene = Scene::build(Mode::DsrL2, Two, family, &[1, 1])?;
+    let agent = &scene.agent;
+    for (port, mode, overhead) in [(7_100, "dsr-ipip", 0), (7_200, "dsr-gue", 8)] {
+        let at = SocketAddr::new(scene.service().ip(), port);
+        agent.ok(&format!("service add {at}/tcp --name {mode} --mode {mode}"))?;
+        for host in &scene.network.backends {
+            let backend = host.at(family, port);
+            agent.ok(&format!("backend add {mode} {backend}"))?;
+        }
+        agent.resolved()?;
+        let client = scene.client(20_001);
+        let ask = |flags: &str| format!("--src {client} --dst {at} {flags}");
+        let told = trace(&scene, &ask(""), "to-backend")?;
+        assert_eq!(given(agent, client)?.ip(), backend(&told)?.ip());
+        assert_eq!(told["mode"], mode);
+        let changes = told["changes"].as_array().context("no changes")?;
+        let outer = changes
+            .iter()
+            .find(|change| change["field"] == "outer destination address")
+            .context("no outer header")?;
+        assert_eq!(outer["after"], backend(&told)?.ip().to_string());
+        let header = if family == V4 { 20 } else { 40 };
+        let fits = 1_500 - header - overhead;
+        let long = format!("--flags A --size {fits}");
+        assert_eq!(
+            trace(&scene, &ask(&long), "to-backend")?["verdict"],
+            "redirect"
+        );
+        let long = format!("--flags A --size {}", fits + 1);
+        let told = scene
+            .agent
+            .json(&format!("trace --cpu {} {}", oracle::cpu()?, ask(&long)))?;
+        assert_ne!(told["reason"], "to-backend", "{told:#}");
+        oracle::confirmed(&scene, told)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_tunnels_v4() -> Result<()> {
+    tunnels(V4)
+}
+
+#[test]
+fn a_trace_is_what_the_kernel_does_tunnels_v6() -> Result<()> {
+    tunnels(V6)
+}
+
 fn captured(family: Family) -> Result<()> {
     let scene = Scene::build(Mode::Nat, Two, family, &[1, 1])?;
     let to = scene.service();

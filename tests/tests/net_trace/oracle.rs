@@ -23,7 +23,7 @@ use zerocopy::IntoBytes as _;
 
 /// The CPU that packets are run on: the last that there is, where there are several not the default
 /// of `--cpu`.
-fn cpu() -> Result<usize> {
+pub(crate) fn cpu() -> Result<usize> {
     let allowed = sched_getaffinity(Pid::from_raw(0))?;
     let last = (0..CpuSet::count())
         .rev()

@@ -4,18 +4,17 @@
 //! An unresolved backend means a drop: the kernel would take the packet for its own, since the
 //! service address may be on the load balancer, and answer the client with a RST.
 
-use super::Step;
+use super::{Change, Step};
 use crate::abi::{Backend, Reason};
 
 /// Decides what happens to a client's packet.
 #[inline(always)]
-pub(super) fn towards(backend: &Backend) -> Result<Step, Reason> {
+pub(super) fn towards(backend: &Backend, step: &mut Step) -> Result<(), Reason> {
     if !backend.neighbour.is_resolved() {
         return Err(Reason::BackendUnresolved);
     }
-    Ok(Step {
-        translation: None,
-        next: backend.neighbour,
-        reason: Reason::ToBackend,
-    })
+    step.change = Change::Nothing;
+    step.next = backend.neighbour;
+    step.reason = Reason::ToBackend;
+    Ok(())
 }

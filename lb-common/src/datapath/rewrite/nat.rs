@@ -4,7 +4,7 @@
 //! The load balancer routes here: TTL or hop limit goes down by one, and a packet whose is used up
 //! is dropped. Checksums are updated, not computed (RFC 1624).
 
-use super::{End, Step, Translation};
+use super::{Change, End, Step, alive};
 use crate::{
     abi::{Address, Backend, Neighbour, Reason, Service},
     datapath::{
@@ -25,7 +25,8 @@ pub(super) fn towards<T: Tables>(
     parsed: &Parsed,
     backend: &Backend,
     tables: &T,
-) -> Result<Step, Reason> {
+    step: &mut Step,
+) -> Result<(), Reason> {
     alive(parsed)?;
     let (next, reason) = if backend.neighbour.is_resolved() {
         (backend.neighbour, Reason::ToBackend)
@@ -35,15 +36,12 @@ pub(super) fn towards<T: Tables>(
             None => (Neighbour::default(), Reason::ToBackendViaKernel),
         }
     };
-    Ok(Step {
-        translation: Some(Translation {
-            end: End::Destination,
-            address: backend.address,
-            port: backend.port,
-        }),
-        next,
-        reason,
-    })
+    step.change = Change::Destination;
+    step.address = backend.address;
+    step.port = backend.port;
+    step.next = next;
+    step.reason = reason;
+    Ok(())
 }
 
 /// Decides what happens to a backend's answer.
@@ -55,7 +53,8 @@ pub(super) fn back<T: Tables, F: Flows>(
     service: &Service,
     tables: &T,
     flows: &mut F,
-) -> Result<Step, Reason> {
+    step: &mut Step,
+) -> Result<(), Reason> {
     alive(parsed)?;
     let (address, next, reason) = match answer.flow {
         Some((address, neighbour)) => (address, neighbour, Reason::ToClient),
@@ -67,39 +66,28 @@ pub(super) fn back<T: Tables, F: Flows>(
             }
         },
     };
-    Ok(Step {
-        translation: Some(Translation {
-            end: End::Source,
-            address,
-            port: answer.endpoint.port,
-        }),
-        next,
-        reason,
-    })
-}
-
-/// Fails if the packet may go no further.
-#[inline(always)]
-fn alive(parsed: &Parsed) -> Result<(), Reason> {
-    if parsed.ttl <= 1 {
-        return Err(Reason::TtlExceeded);
-    }
+    step.change = Change::Source;
+    step.address = address;
+    step.port = answer.endpoint.port;
+    step.next = next;
+    step.reason = reason;
     Ok(())
 }
 
-/// Puts an address and port into one end of the packet and brings the checksums up to date.
-/// `is_hop`: the load balancer forwards the packet itself; otherwise the kernel does, and counts.
+/// Puts the new address and port into one end of the packet and brings the checksums up to date.
 #[inline(always)]
 pub(super) fn translate<P: Packet>(
     packet: &mut P,
     parsed: &Parsed,
-    translation: &Translation,
-    is_hop: bool,
+    end: End,
+    step: &Step,
 ) -> Result<(), Reason> {
-    let Translation { end, address, port } = translation;
+    let Step { address, port, .. } = step;
+    // Otherwise the kernel forwards the packet, and counts the hop.
+    let is_hop = step.next.is_resolved();
     let delta = match parsed.family {
-        Family::V4 => v4(packet, *end, address, is_hop)?,
-        Family::V6 => v6(packet, *end, address, is_hop)?,
+        Family::V4 => v4(packet, end, address, is_hop)?,
+        Family::V6 => v6(packet, end, address, is_hop)?,
     };
     let l4 = parsed.family.l4();
     if parsed.protocol == ip::TCP {

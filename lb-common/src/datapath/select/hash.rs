@@ -3,7 +3,10 @@
 //! Both are part of the contract between load balancers (the same packet picks the same backend on
 //! each), so a change here is a change of `ABI_VERSION`.
 
-use crate::abi::{Address, Port};
+use crate::{
+    abi::{Address, Port},
+    datapath::parse::Parsed,
+};
 
 /// FNV-1a, 64 bits (RFC 9923), with a finishing mix so that all bits depend on all input.
 pub(super) struct Fnv(u64);
@@ -43,6 +46,20 @@ pub(super) fn client(seed: u32, address: &Address, port: Port, protocol: u8, att
         | (u64::from(protocol) << 8)
         | u64::from(attempt as u8);
     mix(mix(a ^ 0x9e37_79b9_7f4a_7c15).wrapping_add(b) ^ mix(rest))
+}
+
+/// The hash of a packet's flow, the same on every load balancer: for what spreads flows over
+/// receivers' queues and over equal paths, not for the choice of a backend.
+#[inline(always)]
+pub fn flow(parsed: &Parsed) -> u64 {
+    let port = u32::from(parsed.destination_port.number());
+    client(
+        port,
+        &parsed.source,
+        parsed.source_port,
+        parsed.protocol,
+        0xff,
+    )
 }
 
 /// `hash` scaled to `0..size`, by its upper bits: a multiplication instead of a division.

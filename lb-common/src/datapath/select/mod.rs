@@ -10,6 +10,7 @@ pub mod maglev;
 pub mod round_robin;
 
 pub use choose::{Choice, Request, backend};
+pub use hash::flow as flow_hash;
 
 use crate::abi::{self, Address, BackendId, Port};
 

@@ -3,9 +3,13 @@
 //! A [`Frame`] is plain fields: whatever a test wants to be different, it sets. Lies (wrong lengths,
 //! cut frames) are made by changing the bytes that come out.
 
+mod icmp;
 mod read;
+mod tunnel;
 
+pub use icmp::too_big;
 pub use read::{Checksums, checksums, describe};
+pub use tunnel::{Outer, inner};
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -38,6 +42,8 @@ pub struct Frame {
     pub ttl: u8,
     /// TOS or traffic class.
     pub tos: u8,
+    /// Whether DF is set (IPv4).
+    pub dont_fragment: bool,
     /// IPv4 options, a multiple of four bytes, at most 40.
     pub options: Vec<u8>,
     /// IPv6 extension headers but the fragment header: number, and length in units of eight bytes
@@ -149,6 +155,7 @@ impl Frame {
             to,
             ttl: 64,
             tos: 0,
+            dont_fragment: false,
             options: Vec::new(),
             extensions: Vec::new(),
             fragment: None,
@@ -189,6 +196,13 @@ impl Frame {
         if let Transport::Tcp(tcp) = &mut self.transport {
             tcp.flags = flags;
         }
+        self
+    }
+
+    /// With DF set, where the family is IPv4.
+    #[must_use]
+    pub const fn dont_fragment(mut self) -> Self {
+        self.dont_fragment = true;
         self
     }
 
@@ -322,7 +336,7 @@ impl Frame {
             tos: self.tos,
             total_length: ((length + body) as u16).to_be_bytes(),
             identification: [0x12, 0x34],
-            fragment: fragment.to_be_bytes(),
+            fragment: (fragment | u16::from(self.dont_fragment) << 14).to_be_bytes(),
             ttl: self.ttl,
             protocol: self.protocol(),
             checksum: [0; 2],

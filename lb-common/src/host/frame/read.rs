@@ -23,27 +23,29 @@ use crate::{
 pub struct Checksums {
     /// Of the IPv4 header.
     pub ip: Option<bool>,
-    /// Of TCP or UDP. Fragments have none that could be checked, UDP over IPv4 may go without.
+    /// Of TCP, UDP, ICMP or ICMPv6. Fragments have none that could be checked, UDP over IPv4 may go without.
     pub transport: Option<bool>,
 }
 
 /// An IP packet cut into its parts.
-struct Cut<'f> {
+pub(super) struct Cut<'f> {
     from: IpAddr,
     to: IpAddr,
     ttl: u8,
     tos: u8,
-    protocol: u8,
+    pub(super) protocol: u8,
     /// The IPv4 header, options included; empty for IPv6.
     v4_header: &'f [u8],
+    /// Whether routers must not cut it; always so in IPv6.
+    dont_fragment: bool,
     /// A fragment's offset and whether more follow.
-    fragment: (u16, bool),
+    pub(super) fragment: (u16, bool),
     extensions: Vec<(u8, u8)>,
-    body: &'f [u8],
-    padding: usize,
+    pub(super) body: &'f [u8],
+    pub(super) padding: usize,
 }
 
-fn cut(frame: &[u8]) -> Option<Cut<'_>> {
+pub(super) fn cut(frame: &[u8]) -> Option<Cut<'_>> {
     let (ethernet, packet) = EthernetHeader::read_from_prefix(frame).ok()?;
     match ethernet.ether_type {
         eth::IPV4 => cut_v4(packet),
@@ -66,6 +68,7 @@ fn cut_v4(packet: &[u8]) -> Option<Cut<'_>> {
         tos: header.tos,
         protocol: header.protocol,
         v4_header: packet.get(..length)?,
+        dont_fragment: header.dont_fragment(),
         fragment: (header.fragment_offset(), header.more_fragments()),
         extensions: Vec::new(),
         body: packet.get(length..total)?,
@@ -105,6 +108,7 @@ fn cut_v6(packet: &[u8]) -> Option<Cut<'_>> {
         tos: a << 4 | b >> 4,
         protocol,
         v4_header: &[],
+        dont_fragment: true,
         fragment,
         extensions,
         body,
@@ -143,6 +147,10 @@ fn transport_checksum(cut: &Cut<'_>) -> Option<bool> {
             cut.body
                 .get(..usize::from(u16::from_be_bytes(udp.length)))?
         }
+        ip::ICMP if cut.from.is_ipv4() => {
+            return Some(checksum::full(checksum::Delta::NONE, cut.body) == [0, 0]);
+        }
+        ip::ICMPV6 if cut.from.is_ipv6() => cut.body,
         _ => return None,
     };
     let pseudo = pseudo_header(cut.from, cut.to, cut.protocol, body.len());
@@ -164,6 +172,7 @@ impl Frame {
         let (transport, payload) = transport(&cut)?;
         Some(Self {
             tos: cut.tos,
+            dont_fragment: cut.dont_fragment && cut.from.is_ipv4(),
             padding: cut.padding,
             ..Self::new(cut.from, cut.to, transport)
                 .macs(Mac(ethernet.source), Mac(ethernet.destination))

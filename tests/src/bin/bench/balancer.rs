@@ -13,7 +13,7 @@ use lb_common::{
     abi::{
         ABI_VERSION, Address, Algorithm, Backend, BackendId, BackendState, Endpoint, EndpointKey,
         Flow, FlowKey, FlowState, InterfaceCounters, Mode, Neighbour, Port, Reason, Role, Service,
-        ServiceId, Settings, Ticks, Timeouts, Traffic, limits,
+        ServiceId, Settings, Ticks, Timeouts, Traffic, Tunnel, decap::GUE_PORT, limits,
     },
     datapath::{
         parse::Family,
@@ -176,6 +176,10 @@ impl Balancer {
                 abi_version: ABI_VERSION,
                 new_flow_spacing: Ticks(30),
                 drop_spacing: Ticks(30),
+                tunnel: Tunnel {
+                    gue_port: GUE_PORT.into(),
+                    ..Tunnel::default()
+                },
                 ..Settings::default()
             },
         )?;
@@ -230,7 +234,9 @@ impl Balancer {
             service,
             generation: 1,
             neighbour: self.plan.backend,
-            ..Backend::default()
+            // Only tunnels look at these two.
+            source: backend_address(self.plan.family, 254).into(),
+            mtu: 1500,
         }
     }
 

@@ -111,6 +111,8 @@ fn load(flows: u32, options: &Options, progress: &Progress) -> Result<(Vec<Balan
             (Mode::NAT, ip::TCP, TCP),
             (Mode::NAT, ip::UDP, &[Path::Known]),
             (Mode::DSR_L2, ip::TCP, &[Path::Known]),
+            (Mode::DSR_IPIP, ip::TCP, &[Path::Known]),
+            (Mode::DSR_GUE, ip::TCP, &[Path::Known]),
         ] {
             let plan = Plan {
                 family,

@@ -27,6 +27,8 @@ impl Path {
         match (self, mode) {
             (Self::NotOurs, _) => "not ours, passed",
             (Self::Known, Mode::NAT) => "nat, known flow",
+            (Self::Known, Mode::DSR_IPIP) => "dsr-ipip, known flow",
+            (Self::Known, Mode::DSR_GUE) => "dsr-gue, known flow",
             (Self::Known, _) => "dsr-l2, known flow",
             (Self::New, _) => "nat, new flow",
             (Self::Answer, _) => "nat, answer",

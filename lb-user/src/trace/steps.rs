@@ -3,7 +3,7 @@
 use lb_common::{abi::Neighbour, datapath::Verdict};
 
 use super::{
-    fields::{changes, line, mac, macs},
+    fields::{Change, changes, line, mac, macs},
     record::{Asked, Run, Runs},
     report::{Names, NextHop, Step, Trace},
     telling::{Telling, cell, mode},
@@ -66,13 +66,19 @@ pub fn trace(runs: &Runs, names: &Names) -> Trace {
         ));
     }
     let changes = changes(&runs.frame, &outcome.frame);
-    for change in &changes {
-        let value = |value: &Option<String>| value.clone().unwrap_or_else(|| "none".to_owned());
-        let (before, after) = (value(&change.before), value(&change.after));
-        steps.push(Step::new(
-            "rewritten",
-            format!("{}: {before} -> {after}", change.field),
-        ));
+    for Change {
+        field,
+        before,
+        after,
+    } in &changes
+    {
+        let text = match (before, after) {
+            (Some(before), Some(after)) => format!("{field}: {before} -> {after}"),
+            (None, Some(after)) => format!("{field}: {after}, put in front"),
+            (Some(before), None) => format!("{field}: {before}, taken away"),
+            (None, None) => continue,
+        };
+        steps.push(Step::new("rewritten", text));
     }
     let (verdict, sentence) = verdict(outcome.verdict, &interface, names);
     steps.push(Step::new("verdict", sentence));

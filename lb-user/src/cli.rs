@@ -502,6 +502,9 @@ pub struct Trace {
     /// TTL or hop limit
     #[arg(long, default_value = "64", value_name = "N", conflicts_with = "pcap")]
     pub ttl: u8,
+    /// Without DF (IPv4), as if it may be cut on its way
+    #[arg(long, conflicts_with = "pcap")]
+    pub no_df: bool,
     /// The interface it comes in on [default: where the kernel would send to its source]
     #[arg(long = "in", value_name = "INTERFACE")]
     pub interface: Option<String>,

@@ -27,6 +27,16 @@ pub(super) struct Question {
     flags: u8,
     ttl: u8,
     payload: usize,
+    may_be_cut: Cut,
+}
+
+/// Whether a router may cut a packet that is too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Cut {
+    /// DF is set, as most senders do.
+    No,
+    /// It is not.
+    Yes,
 }
 
 impl Question {
@@ -70,6 +80,7 @@ impl Question {
             flags: options.flags.unwrap_or(SYN),
             ttl: options.ttl,
             payload: size - headers,
+            may_be_cut: if options.no_df { Cut::Yes } else { Cut::No },
         }))
     }
 
@@ -84,7 +95,9 @@ impl Question {
             Protocol::Tcp => TCP,
             Protocol::Udp => UDP,
         };
-        Frame::of(number, self.from, self.to, self.flags)
+        let mut frame = Frame::of(number, self.from, self.to, self.flags);
+        frame.dont_fragment = self.from.is_ipv4() && self.may_be_cut == Cut::No;
+        frame
             .macs(place.sender, place.own)
             .ttl(self.ttl)
             .payload(&vec![0; self.payload])

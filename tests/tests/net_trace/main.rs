@@ -318,12 +318,14 @@ fn tunnels(family: Family) -> Result<()> {
             trace(&scene, &ask(&long), "to-backend")?["verdict"],
             "redirect"
         );
-        let long = format!("--flags A --size {}", fits + 1);
-        let told = scene
-            .agent
-            .json(&format!("trace --cpu {} {}", oracle::cpu()?, ask(&long)))?;
-        assert_ne!(told["reason"], "to-backend", "{told:#}");
-        oracle::confirmed(&scene, told)?;
+        let without = match family {
+            V4 => "too-big-without-df",
+            V6 => "too-big",
+        };
+        for (df, reason) in [("", "too-big"), ("--no-df", without)] {
+            let long = format!("--flags A --size {} {df}", fits + 1);
+            trace(&scene, &ask(&long), reason)?;
+        }
     }
     Ok(())
 }

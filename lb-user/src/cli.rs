@@ -1,13 +1,17 @@
 //! What can be typed.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    str::FromStr,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::IpNet;
 use lb_common::abi::decap::GUE_PORT;
 
 use crate::{
-    config::{Algorithm, Mode, State, XdpMode, raw::Span},
+    config::{Algorithm, Mode, Protocol, State, XdpMode, raw::Span},
     instance::Instance,
 };
 
@@ -81,6 +85,29 @@ pub enum Command {
     /// Add, remove, list and change backends
     #[command(subcommand)]
     Backend(Backend),
+    /// Masquerade connections that backends open themselves
+    #[command(subcommand)]
+    Egress(Egress),
+    /// Print what backends need in their service's mode, or check on a backend what is missing
+    #[command(after_help = "Examples:
+  lb-user recipe web                          commands for each backend of web
+  lb-user recipe web 10.0.1.5                 of one
+  lb-user recipe web -o json > web.json       to take to the backends
+  lb-user recipe --check web.json             there: what is missing (exit code 1), and what mends it
+  ssh lb lb-user recipe web -o json | lb-user recipe --check -
+
+--check needs no agent and changes nothing.")]
+    Recipe {
+        /// The service's name
+        #[arg(required_unless_present = "check")]
+        service: Option<String>,
+        /// Only this backend, with or without its port
+        #[arg(value_name = "ADDRESS[:PORT]")]
+        backend: Option<String>,
+        /// Check this machine against a recipe; - is standard input
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["service", "backend"])]
+        check: Option<PathBuf>,
+    },
     /// On a backend: take packets out of tunnels (dsr-ipip, dsr-gue) and give them to the kernel
     #[command(subcommand)]
     Decap(Decap),
@@ -112,6 +139,18 @@ pub enum Command {
   lb-user reasons
   lb-user reasons -o json")]
     Reasons,
+    /// Show what would happen to a packet, step by step, and why; changes nothing
+    #[command(after_help = "Examples:
+  sudo lb-user trace --src 198.51.100.7:40000 --dst 203.0.113.10:80
+  sudo lb-user trace --src 198.51.100.7:40000 --dst 203.0.113.10:80 --flags A --size 1500
+  sudo lb-user trace --src 10.0.1.5:8080 --dst 198.51.100.7:40000 --flags SA --in eth2
+  sudo lb-user trace --src '[2001:db8::7]:5353' --dst '[2001:db8::10]:53' --proto udp -o json
+  sudo lb-user trace --pcap file.pcap --in eth1 --brief
+
+It runs the program's own code over the live maps, which it only reads. A packet of a service is
+told with the flow it is of, the slot and backend that it gets, and the next choice; its entry may
+be made the next moment by a real packet. Round-robin has a wheel on every CPU: see --cpu.")]
+    Trace(Trace),
     /// Print the whole configuration
     #[command(after_help = "Examples:
   lb-user export > lb.toml
@@ -352,6 +391,40 @@ pub enum Backend {
     },
 }
 
+/// `egress`.
+#[derive(Debug, Subcommand)]
+pub enum Egress {
+    /// Masquerade new connections from a network; services' traffic is never touched
+    #[command(after_help = "Examples:
+  sudo lb-user egress add 10.0.1.0/24
+  sudo lb-user egress add 2001:db8:b::/64 --interface eth0
+
+A table of nftables (inet lb-user-INSTANCE) does it; detach removes it. Left as they are: answers of
+services, everything from a service's address or from and to a backend's service port, this host's
+own connections, those within the network, and TCP connections that are open already.")]
+    Add {
+        /// The network, or one address
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+        /// Out of this interface [default: attached ones that a default route goes out of]
+        #[arg(long, value_name = "INTERFACE")]
+        interface: Option<String>,
+    },
+    /// Masquerade connections from a network no more: those that are open break off
+    #[command(after_help = "Examples:
+  sudo lb-user egress del 10.0.1.0/24")]
+    Del {
+        /// The network, as in `add`
+        #[arg(value_name = "PREFIX")]
+        prefix: String,
+    },
+    /// List networks with what they have carried
+    #[command(after_help = "Examples:
+  lb-user egress list
+  lb-user egress list -o json")]
+    List,
+}
+
 /// `decap`.
 #[derive(Debug, Subcommand)]
 pub enum Decap {
@@ -366,7 +439,7 @@ two packets, and the counters go on.
 Takes off IPv4 and IPv6 inside IPv4 and IPv6 (IPIP), and IP directly behind UDP (GUE variant 1), if the
 outer packet is from one of the addresses and for this host. Everything else passes untouched. The
 service's address must be on lo, or the kernel throws away what comes out: `lb-user recipe SERVICE`
-prints what a backend needs, `lb-user recipe SERVICE --check` tells what is missing here.
+prints what a backend needs, `lb-user recipe --check FILE` tells what is missing here.
 
 It lasts until `decap detach` or the next start of the machine.")]
     Attach(DecapAttach),
@@ -455,6 +528,57 @@ pub struct Flows {
     /// Count flows by service and backend
     #[arg(long, conflicts_with_all = ["service", "backend", "client", "limit"])]
     pub summary: bool,
+}
+
+/// `trace`.
+#[derive(Debug, Args)]
+pub struct Trace {
+    /// Source address and port
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket, requires = "dst")]
+    #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
+    pub src: Option<SocketAddr>,
+    /// Destination address and port, of the same family
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = socket, requires = "src")]
+    #[arg(required_unless_present = "pcap", conflicts_with = "pcap")]
+    pub dst: Option<SocketAddr>,
+    /// Protocol
+    #[arg(
+        long,
+        default_value = "tcp",
+        value_name = "tcp|udp",
+        conflicts_with = "pcap"
+    )]
+    pub proto: Protocol,
+    /// TCP flags by their letters, as S, SA, PA, F, R [default: S]
+    #[arg(long, value_name = "LETTERS", value_parser = crate::trace::flags)]
+    #[arg(conflicts_with = "pcap")]
+    pub flags: Option<u8>,
+    /// Length of the IP packet in bytes [default: its headers]
+    #[arg(long, value_name = "BYTES", conflicts_with = "pcap")]
+    pub size: Option<u16>,
+    /// TTL or hop limit
+    #[arg(long, default_value = "64", value_name = "N", conflicts_with = "pcap")]
+    pub ttl: u8,
+    /// Without DF (IPv4), as if it may be cut on its way
+    #[arg(long, conflicts_with = "pcap")]
+    pub no_df: bool,
+    /// The interface it comes in on [default: where the kernel would send to its source]
+    #[arg(long = "in", value_name = "INTERFACE")]
+    pub interface: Option<String>,
+    /// Trace each packet of this capture (pcap or pcapng), in order
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
+    /// The CPU whose round-robin wheel turns
+    #[arg(long, default_value = "0", value_name = "N")]
+    pub cpu: u32,
+    /// One line for each packet
+    #[arg(long)]
+    pub brief: bool,
+}
+
+fn socket(text: &str) -> Result<SocketAddr, String> {
+    let example = "give an address and port, as 198.51.100.7:40000 or [2001:db8::7]:40000";
+    text.parse().map_err(|_| example.to_owned())
 }
 
 #[cfg(test)]

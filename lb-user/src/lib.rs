@@ -17,4 +17,6 @@ pub mod network;
 pub mod objects;
 pub mod output;
 pub mod plan;
+pub mod recipe;
 pub mod state;
+pub mod trace;

@@ -1,6 +1,9 @@
 //! How what was read is printed for people: tables without frames, for terminals of 80 to 120
 //! columns.
 
+mod egress;
+mod recipe;
+
 use std::collections::BTreeMap;
 
 use comfy_table::{CellAlignment, Table, presets::NOTHING};
@@ -9,8 +12,11 @@ use crate::api::{
     Backend, Count, Event, Flow, FlowSummary, Interface, ReasonCount, Service, Stats, Status,
 };
 
+pub use egress::egress;
+pub use recipe::checked;
+
 /// A table with these heads; those that begin with `>` are columns of numbers.
-fn table(heads: &[&str]) -> Table {
+pub(crate) fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(heads.iter().map(|head| head.trim_start_matches('>')));
@@ -25,7 +31,8 @@ fn table(heads: &[&str]) -> Table {
     table
 }
 
-fn text(table: &Table) -> String {
+/// A table's text, without spaces at the ends of lines.
+pub(crate) fn text(table: &Table) -> String {
     table
         .trim_fmt()
         .lines()
@@ -102,6 +109,9 @@ pub fn status(status: &Status) -> String {
                 Heads::OneService,
             );
         }
+    }
+    if !status.egress.is_empty() {
+        out += &format!("\n{}", egress(&status.egress));
     }
     if status.services.is_empty() {
         out += "\nno services: sudo lb-user service add 203.0.113.10:80/tcp --name web\n";
@@ -266,6 +276,10 @@ pub fn stats(now: &Stats, before: Option<&Stats>) -> String {
         out += &text(&table);
         out.push('\n');
     }
+    if !now.egress.is_empty() {
+        out += &egress::rates(&rates, now, unit);
+        out.push('\n');
+    }
     out + &reasons_by_interface(now, &rates, unit)
 }
 
@@ -326,6 +340,14 @@ impl Rates {
                 let key = format!("{} {}", service.name, backend.address);
                 rates.keep(key, backend.forward, backend.back, backend.new_flows);
             }
+        }
+        for egress in &before.egress {
+            rates.keep(
+                format!("egress {}", egress.prefix),
+                egress.out,
+                egress.back,
+                egress.connections,
+            );
         }
         for interface in &before.interfaces {
             for (reason, &count) in &interface.reasons {

@@ -35,6 +35,9 @@ pub struct State {
     pub no_sysctl: bool,
     /// Whether no address is put on any interface (`attach --no-address`).
     pub no_address: bool,
+    /// Whether there may be an nftables table of the agent's.
+    #[serde(default)]
+    pub nftables: bool,
     /// The network namespace that the agent entered, if it did.
     pub netns: Option<String>,
 }
@@ -75,6 +78,11 @@ impl Folder {
             .create(&path)
             .with_context(|| format!("cannot make the state folder {}", path.display()))?;
         Ok(Self { path })
+    }
+
+    /// The folder at `path` as it is, to be read; it need not be there.
+    pub const fn at(path: PathBuf) -> Self {
+        Self { path }
     }
 
     fn file(&self) -> PathBuf {

@@ -122,7 +122,7 @@ fn a_service_address_stands_alone_at_once_and_goes_again() -> Result<()> {
         .find(|line| line.contains("2001:db8::10/128"))
         .context("the address is not shown")?;
     ensure!(
-        line.contains("nodad") && !line.contains("tentative"),
+        line.contains("nodad") && line.contains("deprecated") && !line.contains("tentative"),
         "{line}"
     );
     let routes = pair.lb.tool("ip route show")?;

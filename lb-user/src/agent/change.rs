@@ -10,7 +10,7 @@ use crate::{
     api::{Detach, Detached, Edited, Edits},
     config::{Config, Edit, Interface, RawConfig, XdpMode, differences},
     kernel,
-    network::{XdpPlace, sysctl},
+    network::{XdpPlace, masquerade, sysctl},
     plan,
     state::State,
 };
@@ -96,6 +96,7 @@ impl Agent {
             config: self.config.clone(),
             tables: self.tables.clone(),
             attachments: self.attachments.clone(),
+            masqueraded: self.masqueraded.clone(),
         };
         let mut notes = Vec::new();
         let result = self.carry_out(raw, config, required, &mut notes).await;
@@ -130,6 +131,7 @@ impl Agent {
         self.fill(notes).await?;
         self.write_ways().await?;
         self.write_settings(Half::New)?;
+        self.masquerade(notes).await?;
         self.folder.save(&self.state)
     }
 
@@ -334,11 +336,19 @@ impl Agent {
             }
             settings = sysctl::Before::default();
         }
+        // A table that may be there stays known until it is removed.
+        let nftables = self.state.nftables;
         // Settings that were made for more interfaces do no harm to those that were attached.
         self.state = State {
             settings,
+            nftables,
             ..before.state
         };
+        if self.masqueraded != before.masqueraded
+            && let Err(error) = self.masquerade(&mut Vec::new()).await
+        {
+            error!("while putting back: {error:#}");
+        }
         self.built = plan::Built::default();
         let saved = self
             .look()
@@ -388,4 +398,5 @@ struct Before {
     config: Config,
     tables: plan::Tables,
     attachments: std::collections::BTreeMap<String, Attachment>,
+    masqueraded: Option<masquerade::Rules>,
 }

@@ -10,7 +10,7 @@ use crate::{
     config::Config,
     instance::Instance,
     kernel::Options,
-    network::{netns, sysctl},
+    network::{masquerade::Table, netns, sysctl},
     plan::Change,
     state::{Folder, State},
 };
@@ -32,7 +32,7 @@ pub fn clean(instance: &Instance) -> Result<Vec<String>> {
     let lock = start::lock(instance)?;
     let folder = Folder::make(instance.state_folder())?;
     let mut state = folder.load()?.unwrap_or_default();
-    let has_changed = !state.addresses.is_empty() || !state.settings.is_empty();
+    let has_changed = !state.addresses.is_empty() || !state.settings.is_empty() || state.nftables;
     if !instance.pins().exists() && !has_changed {
         bail!(
             "no agent runs for instance {:?}, and nothing is attached",
@@ -86,6 +86,7 @@ fn without_namespace(
 fn forget_host(state: &mut State) {
     state.addresses.clear();
     state.settings = sysctl::Before::default();
+    state.nftables = false;
     state.config.interfaces = None;
     (state.no_sysctl, state.no_address) = (false, false);
     state.netns = None;
@@ -119,6 +120,17 @@ impl Agent {
         sysctl::Settings::default()
             .restore(&self.state.settings)
             .context("cannot put back the kernel's settings")?;
+        if self.state.nftables {
+            let table = Table::of(self.instance.name());
+            // The rest goes, whatever has become of nft.
+            notes.push(match table.remove().await {
+                Ok(()) => format!("removed the nftables table {}", table.name()),
+                Err(error) => format!(
+                    "the nftables table {0} stays ({error:#}): sudo nft delete table {0}",
+                    table.name()
+                ),
+            });
+        }
         self.network.release_neighbours().await?;
         self.kernel.remove_pins()?;
 
@@ -140,7 +152,11 @@ impl Agent {
             self.network.release_neighbours().await,
             self.kernel.remove_pins(),
         ];
-        for error in results.into_iter().filter_map(Result::err) {
+        let removed = match self.state.nftables {
+            true => Table::of(self.instance.name()).remove().await,
+            false => Ok(()),
+        };
+        for error in results.into_iter().chain([removed]).filter_map(Result::err) {
             ::log::error!("while putting back: {error:#}");
         }
     }

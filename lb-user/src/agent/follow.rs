@@ -44,6 +44,11 @@ impl Agent {
         }
         if changed.links || changed.addresses || changed.routes {
             self.find_hops().await?;
+            let mut notes = Vec::new();
+            if let Err(error) = self.masquerade(&mut notes).await {
+                warn!("{error:#}");
+            }
+            notes.iter().for_each(|note| info!("{note}"));
         }
         self.write_ways().await
     }

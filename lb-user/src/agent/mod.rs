@@ -7,9 +7,11 @@
 
 mod carry;
 mod change;
+mod egress;
 mod end;
 mod follow;
 mod log;
+mod recipe;
 mod report;
 mod start;
 mod way;
@@ -39,7 +41,9 @@ use crate::{
     events::Events,
     instance::Instance,
     kernel::Kernel,
-    network::{Changed, Changes, InterfaceAddress, Link, Neighbours, Network, Route, XdpPlace},
+    network::{
+        Changed, Changes, InterfaceAddress, Link, Neighbours, Network, Route, XdpPlace, masquerade,
+    },
     plan::{Built, Tables, Way},
     state::{Folder, State},
 };
@@ -86,6 +90,8 @@ pub struct Agent {
     seen: Neighbours,
     /// What was last written of each backend's way.
     ways: BTreeMap<BackendId, Way>,
+    /// What was last told to nftables.
+    masqueraded: Option<masquerade::Rules>,
     history: VecDeque<api::Event>,
     listeners: broadcast::Sender<api::Event>,
     /// When an address was last asked for because the program missed it.
@@ -135,7 +141,8 @@ impl Agent {
         let mut terminate = signal(SignalKind::terminate()).context("cannot wait for signals")?;
         let mut interrupt = signal(SignalKind::interrupt()).context("cannot wait for signals")?;
         let mut gathered = Changed::default();
-        let mut due = Instant::now() + LOOK_AGAIN;
+        let mut looked = Instant::now();
+        let mut due = looked + LOOK_AGAIN;
         loop {
             tokio::select! {
                 _ = terminate.recv() => return Ok(End::Signal),
@@ -164,12 +171,16 @@ impl Agent {
                     }
                 },
                 () = sleep_until(due.into()) => {
-                    let changed = if gathered == Changed::default() { EVERYTHING } else { gathered };
-                    gathered = Changed::default();
+                    let mut changed = std::mem::take(&mut gathered);
+                    // However often neighbours change meanwhile.
+                    if looked.elapsed() >= LOOK_AGAIN {
+                        changed = EVERYTHING;
+                        looked = Instant::now();
+                    }
                     if let Err(error) = self.follow(changed).await {
                         warn!("{error:#}");
                     }
-                    due = Instant::now() + LOOK_AGAIN;
+                    due = looked + LOOK_AGAIN;
                 }
             }
         }
@@ -187,10 +198,11 @@ impl Agent {
     async fn answer(&mut self, request: Request) -> Option<End> {
         // Whoever asked may be gone: then nobody misses the answer.
         match request {
-            Request::Status(reply) => drop(reply.send(self.status())),
-            Request::Stats(reply) => drop(reply.send(self.stats())),
+            Request::Status(reply) => drop(reply.send(self.status().await)),
+            Request::Stats(reply) => drop(reply.send(self.stats().await)),
             Request::Flows(filter, reply) => self.list_flows(filter, reply),
             Request::FlowSummary(reply) => self.count_flows(reply),
+            Request::Recipe(filter, reply) => drop(reply.send(self.recipes(&filter).await)),
             Request::Config(reply) => drop(reply.send(Ok(self.state.config.clone()))),
             Request::Events(reply) => drop(reply.send(Ok(EventStream {
                 past: self.history.iter().cloned().collect(),

@@ -26,7 +26,7 @@ use crate::{
 };
 
 impl Agent {
-    pub(super) fn status(&self) -> Result<Status> {
+    pub(super) async fn status(&self) -> Result<Status> {
         Ok(Status {
             instance: self.instance.name().to_owned(),
             pid: process::id(),
@@ -35,16 +35,18 @@ impl Agent {
             netns: self.state.netns.clone(),
             interfaces: self.interfaces()?,
             services: self.services()?,
+            egress: self.egress().await,
             warnings: self.config.warnings.clone(),
         })
     }
 
-    pub(super) fn stats(&self) -> Result<Stats> {
+    pub(super) async fn stats(&self) -> Result<Stats> {
         let time = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
         Ok(Stats {
             time_ns: u64::try_from(time.as_nanos()).unwrap_or(u64::MAX),
             interfaces: self.interfaces()?,
             services: self.services()?,
+            egress: self.egress().await,
         })
     }
 

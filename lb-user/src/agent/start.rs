@@ -204,6 +204,7 @@ impl Agent {
             routes: BTreeMap::new(),
             seen: Neighbours::default(),
             ways: BTreeMap::new(),
+            masqueraded: None,
             history: VecDeque::new(),
             listeners: broadcast::channel(1024).0,
             asked: BTreeMap::new(),

@@ -19,9 +19,10 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
-    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, Refusal, Stats, Status,
+    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, RecipeFilter, Refusal,
+    Stats, Status,
 };
-use crate::{config::RawConfig, instance::Instance};
+use crate::{config::RawConfig, instance::Instance, recipe::Recipe};
 
 /// How long an agent may take to end.
 const ENDING: Duration = Duration::from_secs(3);
@@ -118,6 +119,20 @@ impl Client {
     /// As [`Client::status`].
     pub async fn flow_summary(&self) -> Result<FlowSummary> {
         self.read("/v1/flows/summary").await
+    }
+
+    /// What the backends of a service need.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::status`].
+    pub async fn recipe(&self, filter: &RecipeFilter) -> Result<Vec<Recipe>> {
+        let RecipeFilter { service, backend } = filter;
+        let mut path = format!("/v1/recipe?service={}", encoded(service));
+        if let Some(backend) = backend {
+            path += &format!("&backend={}", encoded(backend));
+        }
+        self.read(&path).await
     }
 
     /// The configuration as it was written.

@@ -8,6 +8,7 @@
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /v1/flows?service=&backend=&client=&limit=` | list of [`Flow`] |
 //! | `GET /v1/flows/summary` | [`FlowSummary`] |
+//! | `GET /v1/recipe?service=&backend=` | list of [`Recipe`](crate::recipe::Recipe) |
 //! | `GET /v1/config` | [`RawConfig`](crate::config::RawConfig) |
 //! | `GET /v1/events?follow=true` | a [`Event`] in each line |
 //! | `POST /v1/edits` with [`Edits`] | [`Edited`] |
@@ -71,6 +72,9 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// The services.
     pub services: Vec<Service>,
+    /// The networks whose own connections are masqueraded.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
     /// What deserves a word: a line each.
     pub warnings: Vec<String>,
 }
@@ -96,6 +100,25 @@ pub struct Interface {
     pub packets: u64,
     /// Packets that came in on it, by reason; reasons that never occurred are left out.
     pub reasons: std::collections::BTreeMap<String, Count>,
+}
+
+/// A network whose own connections are masqueraded, and what it has carried.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Egress {
+    /// The network, `10.0.1.0/24`.
+    pub prefix: String,
+    /// The interface asked for; null for those that a default route goes out of.
+    pub interface: Option<String>,
+    /// The interfaces that it is masqueraded on now.
+    pub interfaces: Vec<String>,
+    /// Connections that were begun.
+    pub connections: u64,
+    /// From the network, with bytes of the IP packets.
+    pub out: Count,
+    /// To the network, with bytes of the IP packets.
+    pub back: Count,
+    /// Why nothing is masqueraded; null if all is well.
+    pub note: Option<String>,
 }
 
 /// A service and what it has carried.
@@ -170,6 +193,9 @@ pub struct Stats {
     pub interfaces: Vec<Interface>,
     /// The services.
     pub services: Vec<Service>,
+    /// The networks whose own connections are masqueraded.
+    #[serde(default)]
+    pub egress: Vec<Egress>,
 }
 
 /// One flow.
@@ -206,6 +232,15 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     /// No more than so many.
     pub limit: Option<usize>,
+}
+
+/// Whose recipes to tell.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RecipeFilter {
+    /// The service.
+    pub service: String,
+    /// Only of this backend, with or without port.
+    pub backend: Option<String>,
 }
 
 /// How many flows there are.

@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use super::{
-    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, Refusal, Stats, Status,
+    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, RecipeFilter, Refusal,
+    Stats, Status,
 };
-use crate::config::RawConfig;
+use crate::{config::RawConfig, recipe::Recipe};
 
 /// Where the answer to a request goes.
 pub type Reply<T> = oneshot::Sender<anyhow::Result<T>>;
@@ -35,6 +36,8 @@ pub enum Request {
     Flows(FlowFilter, Reply<Vec<Flow>>),
     /// How many flows there are.
     FlowSummary(Reply<FlowSummary>),
+    /// What backends need.
+    Recipe(RecipeFilter, Reply<Vec<Recipe>>),
     /// The configuration as it was written.
     Config(Reply<RawConfig>),
     /// The last events, and those to come.
@@ -65,6 +68,7 @@ pub async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>) -> std:
         .route("/v1/stats", get(stats))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/summary", get(flow_summary))
+        .route("/v1/recipe", get(recipe))
         .route("/v1/config", get(config))
         .route("/v1/events", get(events))
         .route("/v1/edits", post(edits))
@@ -90,6 +94,10 @@ async fn flows(State(agent): Agent, Query(filter): Query<FlowFilter>) -> Respons
 
 async fn flow_summary(State(agent): Agent) -> Response {
     answer(ask(&agent, Request::FlowSummary).await)
+}
+
+async fn recipe(State(agent): Agent, Query(filter): Query<RecipeFilter>) -> Response {
+    answer(ask(&agent, |reply| Request::Recipe(filter, reply)).await)
 }
 
 async fn config(State(agent): Agent) -> Response {

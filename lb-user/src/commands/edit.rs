@@ -3,9 +3,10 @@
 use anyhow::Result;
 
 use crate::{
-    cli::{Backend, Service, ServiceAdd, ServiceChange, ServiceOptions},
+    cli::{Backend, Egress, Service, ServiceAdd, ServiceChange, ServiceOptions},
     config::{
         BackendSet, Edit, Error, ServiceEndpoint, ServiceSet,
+        egress::RawPrefix,
         raw::{RawAddress, RawBackend, RawService, RawTimeouts},
     },
 };
@@ -80,6 +81,17 @@ fn timeouts(options: &ServiceOptions) -> RawTimeouts {
         established: options.established,
         closing: options.closing,
         udp: options.udp,
+    }
+}
+
+/// `egress add` and `del`.
+pub(super) fn egress(command: Egress) -> Edit {
+    match command {
+        Egress::List => unreachable!("a list is no change"),
+        Egress::Add { prefix, interface } => Edit::EgressAdd {
+            egress: RawPrefix { prefix, interface },
+        },
+        Egress::Del { prefix } => Edit::EgressDel { prefix },
     }
 }
 

@@ -4,7 +4,8 @@
 mod attach;
 mod decap;
 mod edit;
-mod print;
+pub(crate) mod print;
+mod recipe;
 
 use std::{fs, io::Read as _};
 
@@ -14,10 +15,10 @@ use tokio::runtime::{Builder, Runtime};
 use crate::{
     agent,
     api::{Detach, Detached, Edits, FlowFilter, ReasonCount, client::Client},
-    cli::{Backend, Cli, Command, Flows, Form, Service},
+    cli::{Backend, Cli, Command, Egress, Flows, Form, Service},
     config::{Config, Edit, RawConfig},
     instance::Instance,
-    output,
+    output, trace,
 };
 use print::{edited, json, line, show};
 
@@ -35,6 +36,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &command {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
+        Command::Trace(options) => return trace::command(&instance, form, options),
         Command::Decap(command) => return decap::run(&instance, form, command),
         Command::Detach { interfaces } if interfaces.is_empty() => {
             let client = Client::new(&instance);
@@ -59,7 +61,9 @@ pub(crate) fn runtime() -> Result<Runtime> {
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
-        Command::Run(_) | Command::Decap(_) => unreachable!("it has been run"),
+        Command::Run(_) | Command::Trace(_) | Command::Decap(_) => {
+            unreachable!("these have been run")
+        }
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
             detached(form, &client.detach(&Detach { interfaces }).await?)
@@ -77,6 +81,20 @@ async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
             let edit = edit::backend(command);
             edited(form, &client.edit(&one(edit)).await?)
         }
+        Command::Egress(Egress::List) => {
+            let egress = client.stats().await?.egress;
+            show(form, &egress, |egress| output::egress(egress))
+        }
+        Command::Egress(command) => {
+            let edit = edit::egress(command);
+            edited(form, &client.edit(&one(edit)).await?)
+        }
+        Command::Recipe {
+            check: Some(file), ..
+        } => recipe::check(instance, form, &file).await,
+        Command::Recipe {
+            service, backend, ..
+        } => recipe::print(&client, form, service.unwrap_or_default(), backend).await,
         Command::Status => show(form, &client.status().await?, output::status),
         Command::Stats { watch: false, .. } => show(form, &client.stats().await?, |stats| {
             output::stats(stats, None)
@@ -182,18 +200,22 @@ async fn flows(client: &Client, form: Form, options: Flows) -> Result<()> {
     Ok(())
 }
 
-async fn apply(client: &Client, form: Form, file: &std::path::Path, dry_run: bool) -> Result<()> {
-    let (text, origin) = if file.as_os_str() == "-" {
+/// The text of a file, or of standard input for `-`, and what to call it.
+fn read(file: &std::path::Path) -> Result<(String, String)> {
+    if file.as_os_str() == "-" {
         let mut text = String::new();
         std::io::stdin()
             .read_to_string(&mut text)
             .context("cannot read standard input")?;
-        (text, "standard input".to_owned())
-    } else {
-        let origin = file.display().to_string();
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read {origin}"))?;
-        (text, origin)
-    };
+        return Ok((text, "standard input".to_owned()));
+    }
+    let origin = file.display().to_string();
+    let text = fs::read_to_string(file).with_context(|| format!("cannot read {origin}"))?;
+    Ok((text, origin))
+}
+
+async fn apply(client: &Client, form: Form, file: &std::path::Path, dry_run: bool) -> Result<()> {
+    let (text, origin) = read(file)?;
     let config = RawConfig::from_toml(&text, &origin)?;
     Config::check(&config)?;
     let mut edits = one(Edit::Replace { config });

@@ -10,7 +10,7 @@ use lb_common::abi::limits;
 
 use super::{
     Algorithm, Backend, Config, Error, Events, Interface, Mode, Placement, Protocol, RawConfig,
-    Service, Sizes, State, Timeouts, Tunnel, parse,
+    Service, Sizes, State, Timeouts, Tunnel, egress, parse,
     raw::{RawAddress, RawBackend, RawService, RawSizes, RawTimeouts, Span},
 };
 
@@ -45,6 +45,7 @@ impl Config {
                 new_flows: raw.events.new_flows.unwrap_or(events.new_flows),
                 drops: raw.events.drops.unwrap_or(events.drops),
             },
+            egress: egress::check(&raw.egress)?,
             tunnel,
             services,
             warnings: Vec::new(),
@@ -81,12 +82,7 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
     written
         .map(|interface| {
             let name = interface.name.clone();
-            // The kernel's dev_valid_name().
-            let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
-            let is_name = (1..=15).contains(&name.len()) && !matches!(&*name, "." | "..");
-            if !is_name || name.contains(wrong) {
-                return Err(Error::InterfaceName { name });
-            }
+            interface_name(&name)?;
             if !seen.insert(name.clone()) {
                 return Err(Error::DuplicateInterface { name });
             }
@@ -96,6 +92,16 @@ fn interfaces(raw: &RawConfig) -> Result<Vec<Interface>, Error> {
             })
         })
         .collect()
+}
+
+/// Refuses what is no name of an interface: the kernel's `dev_valid_name()`.
+pub(super) fn interface_name(name: &str) -> Result<(), Error> {
+    let wrong = |c: char| c == '/' || c == ':' || c.is_whitespace();
+    let is_name = (1..=15).contains(&name.len()) && !matches!(name, "." | "..");
+    if is_name && !name.contains(wrong) {
+        return Ok(());
+    }
+    Err(Error::InterfaceName { name: name.into() })
 }
 
 fn sizes(raw: &RawSizes) -> Result<Sizes, Error> {

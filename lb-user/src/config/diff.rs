@@ -30,6 +30,7 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
             new.events.new_flows, new.events.drops
         ));
     }
+    egress(old, new, &mut lines);
     if old.tunnel != new.tunnel {
         let of = |source: Source| match source {
             Source::Route => "by route".to_owned(),
@@ -64,6 +65,28 @@ pub fn differences(old: &Config, new: &Config) -> Vec<String> {
         }
     }
     lines
+}
+
+fn egress(old: &Config, new: &Config, lines: &mut Vec<String>) {
+    let known =
+        |config: &Config, prefix| config.egress.iter().find(|e| e.prefix == prefix).cloned();
+    for egress in &new.egress {
+        match known(old, egress.prefix) {
+            None => lines.push(format!("+ egress {egress}")),
+            Some(known) if known != *egress => lines.push(format!(
+                "~ egress {}: out of {} -> {}",
+                egress.prefix,
+                known.way(),
+                egress.way()
+            )),
+            Some(_) => {}
+        }
+    }
+    for egress in &old.egress {
+        if known(new, egress.prefix).is_none() {
+            lines.push(format!("- egress {egress}"));
+        }
+    }
 }
 
 fn places(service: &Service) -> String {

@@ -8,7 +8,9 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Algorithm, Error, Mode, RawConfig, ServiceEndpoint, State, check, parse,
+    Algorithm, Error, Mode, RawConfig, ServiceEndpoint, State, check,
+    egress::{self, RawPrefix},
+    parse,
     raw::{RawAddress, RawBackend, RawInterface, RawService, RawTimeouts},
 };
 
@@ -65,6 +67,16 @@ pub enum Edit {
     InterfaceDel {
         /// The interface's name.
         interface: String,
+    },
+    /// Masquerades connections from a prefix, or does so out of another interface.
+    EgressAdd {
+        /// The prefix.
+        egress: RawPrefix,
+    },
+    /// Masquerades connections from a prefix no more.
+    EgressDel {
+        /// The prefix.
+        prefix: String,
     },
     /// Puts a whole configuration in place of the one there is. Interfaces that it leaves out
     /// stay as they are.
@@ -149,6 +161,8 @@ impl Edit {
                 Ok(())
             }
             Self::InterfaceDel { interface } => remove_interface(raw, interface),
+            Self::EgressAdd { egress } => egress::add(&mut raw.egress, egress),
+            Self::EgressDel { prefix } => egress::remove(&mut raw.egress, prefix),
             Self::Replace { config } => {
                 let interfaces = config.interfaces.clone().or(raw.interfaces.take());
                 *raw = config.clone();

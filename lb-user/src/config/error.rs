@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use ipnet::IpNet;
 use lb_common::abi::limits;
 
 use super::{Mode, Protocol};
@@ -383,6 +384,52 @@ pub enum Error {
         size: u32,
         /// How many fit.
         room: usize,
+    },
+    /// Not a prefix.
+    #[error("{text:?} is no prefix: write 10.0.1.0/24 or 2001:db8:1::/64")]
+    Prefix {
+        /// As written.
+        text: String,
+    },
+    /// An address and a prefix in one.
+    #[error("{written} is an address within a prefix: write {network} for all of it, or {alone}")]
+    HostBits {
+        /// As written.
+        written: IpNet,
+        /// The prefix it is in.
+        network: IpNet,
+        /// The address alone.
+        alone: IpNet,
+    },
+    /// A prefix that no backend's own connection comes from.
+    #[error("egress {prefix} is {why}: give the backends' networks")]
+    EgressUnusable {
+        /// The prefix.
+        prefix: IpNet,
+        /// What it is.
+        why: &'static str,
+    },
+    /// An interface that nftables cannot be told of.
+    #[error(
+        "egress out of {name:?}: nftables rules name interfaces with letters, digits and _.-@+ only"
+    )]
+    EgressInterface {
+        /// The name.
+        name: String,
+    },
+    /// A prefix twice.
+    #[error("egress {prefix} is there twice: remove one")]
+    EgressTwice {
+        /// The prefix.
+        prefix: IpNet,
+    },
+    /// A prefix that is not there.
+    #[error("there is no egress for {prefix}{}", instead(.known, "there is", "there are"))]
+    NoEgress {
+        /// The prefix.
+        prefix: IpNet,
+        /// Those there are.
+        known: Vec<String>,
     },
     /// An edit that says nothing.
     #[error("nothing to change: give {options}")]

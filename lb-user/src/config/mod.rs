@@ -7,6 +7,7 @@
 mod check;
 mod diff;
 mod edit;
+pub mod egress;
 mod error;
 mod parse;
 pub mod raw;
@@ -23,6 +24,7 @@ use lb_common::abi::{self, Ticks, limits};
 pub use crate::kernel::Sizes;
 pub use diff::differences;
 pub use edit::{BackendSet, Edit, ServiceSet};
+pub use egress::Egress;
 pub use error::Error;
 pub use parse::ServiceEndpoint;
 pub(crate) use parse::places;
@@ -39,6 +41,8 @@ pub struct Config {
     pub sizes: Sizes,
     /// Which packets become events.
     pub events: Events,
+    /// Which of the backends' own connections are masqueraded, longest prefix first.
+    pub egress: Vec<Egress>,
     /// What packets in tunnels look like.
     pub tunnel: Tunnel,
     /// The services, in the order of the file.

@@ -8,7 +8,7 @@ use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Algorithm, Error, Mode, Protocol, State, XdpMode};
+use super::{Algorithm, Error, Mode, Protocol, State, XdpMode, egress::RawEgress};
 
 /// A whole configuration file.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct RawConfig {
     /// Which packets become events.
     #[serde(skip_serializing_if = "is_default")]
     pub events: RawEvents,
+    /// Which of the backends' own connections are masqueraded.
+    #[serde(skip_serializing_if = "is_default")]
+    pub egress: RawEgress,
     /// What packets in tunnels look like.
     #[serde(skip_serializing_if = "is_default")]
     pub tunnel: RawTunnel,

@@ -7,6 +7,9 @@ interfaces = ["eth1", { name = "eth2", xdp_mode = "skb" }]
 [timeouts]
 established = "10m"
 
+[egress]
+prefixes = ["10.0.0.0/16", { prefix = "10.0.1.0/24", interface = "eth0" }, "2001:db8:b::/64"]
+
 [[service]]
 name = "web"
 address = "203.0.113.10"
@@ -393,6 +396,9 @@ fn a_file_without_interfaces_leaves_them_attached() {
     assert_eq!(
         lines,
         [
+            "- egress 2001:db8:b::/64 out of the default route",
+            "- egress 10.0.1.0/24 out of eth0",
+            "- egress 10.0.0.0/16 out of the default route",
             "- service web at 203.0.113.10:80/tcp",
             "- service dns at [2001:db8::a]:53/udp"
         ]
@@ -419,4 +425,82 @@ fn a_service_gets_a_name_from_its_place() {
     ] {
         assert!(wrong.parse::<ServiceEndpoint>().is_err(), "{wrong}");
     }
+}
+
+#[test]
+fn of_two_egress_prefixes_the_longer_counts() {
+    let config = Config::check(&raw(WEB)).unwrap();
+    let words: Vec<String> = config.egress.iter().map(Egress::to_string).collect();
+    assert_eq!(
+        words,
+        [
+            "2001:db8:b::/64 out of the default route",
+            "10.0.1.0/24 out of eth0",
+            "10.0.0.0/16 out of the default route",
+        ]
+    );
+}
+
+#[test]
+fn an_egress_prefix_that_cannot_be_meant_is_refused() {
+    let refused = |prefixes: &str| refusal(&format!("[egress]\nprefixes = [{prefixes}]"));
+    let cases = [
+        (
+            "\"ten\"",
+            "\"ten\" is no prefix: write 10.0.1.0/24 or 2001:db8:1::/64",
+        ),
+        (
+            "\"10.0.1.5/24\"",
+            "10.0.1.5/24 is an address within a prefix: write 10.0.1.0/24 for all of it, or \
+             10.0.1.5/32",
+        ),
+        (
+            "\"0.0.0.0/0\"",
+            "egress 0.0.0.0/0 is every address, the clients' too: give the backends' networks",
+        ),
+        (
+            "\"::/0\"",
+            "egress ::/0 is every address, the clients' too: give the backends' networks",
+        ),
+        (
+            "\"127.0.0.0/8\"",
+            "egress 127.0.0.0/8 is loopback: give the backends' networks",
+        ),
+        (
+            "\"10.0.1.0/24\", { prefix = \"10.0.1.0/24\", interface = \"eth0\" }",
+            "egress 10.0.1.0/24 is there twice: remove one",
+        ),
+        (
+            "{ prefix = \"10.0.1.0/24\", interface = \"eth*\" }",
+            "egress out of \"eth*\": nftables rules name interfaces with letters, digits and \
+             _.-@+ only",
+        ),
+    ];
+    for (written, line) in cases {
+        assert_eq!(refused(written), line);
+    }
+}
+
+#[test]
+fn egress_edits_add_change_and_remove_prefixes() {
+    let prefix = |interface: Option<&str>| egress::RawPrefix {
+        prefix: "10.0.1.0/24".into(),
+        interface: interface.map(str::to_owned),
+    };
+    let mut raw = RawConfig::default();
+    for interface in [None, Some("eth1")] {
+        let egress = prefix(interface);
+        Edit::EgressAdd { egress }.apply(&mut raw).unwrap();
+        assert_eq!(raw.egress.prefixes, [prefix(interface)]);
+    }
+    let del = |prefix: &str| Edit::EgressDel {
+        prefix: prefix.into(),
+    };
+    let error = del("10.0.2.0/24").apply(&mut raw).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "there is no egress for 10.0.2.0/24: there is 10.0.1.0/24"
+    );
+    del("10.0.1.0/24").apply(&mut raw).unwrap();
+    assert_eq!(raw, RawConfig::default());
 }

@@ -2,7 +2,8 @@
 //!
 //! A service's address stands alone (`/32`, `/128`), so that it brings no route to its
 //! neighbours, and is announced at once: IPv6 without duplicate address detection, since a peer
-//! load balancer may hold the same address on purpose.
+//! load balancer may hold the same address on purpose, and deprecated, so that the host does not
+//! choose it as a source (IPv4 chooses an address of the next hop's network).
 
 use std::net::IpAddr;
 
@@ -15,6 +16,7 @@ use rtnetlink::{
         RouteNetlinkMessage,
         address::{
             AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+            CacheInfo,
         },
     },
 };
@@ -126,6 +128,15 @@ fn lone(ifindex: u32, address: IpAddr) -> AddressMessage {
         message.attributes.push(AddressAttribute::Flags(
             AddressFlags::Nodad | AddressFlags::Noprefixroute,
         ));
+        // Deprecated (RFC 4862 section 5.5.4): it answers, and is no source of the host's own
+        // connections, nor of those that it masquerades. A backend's answer to one would be taken
+        // for a packet to the service.
+        let mut lifetimes = CacheInfo::default();
+        lifetimes.ifa_preferred = 0;
+        lifetimes.ifa_valid = u32::MAX;
+        message
+            .attributes
+            .push(AddressAttribute::CacheInfo(lifetimes));
     }
     message
 }

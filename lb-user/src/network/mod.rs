@@ -1,5 +1,6 @@
 //! The host's network as the agent needs it: links, addresses, routes and neighbours over
-//! rtnetlink(7), kernel settings under `/proc/sys/net`, and network namespaces.
+//! rtnetlink(7), masquerading over nft(8), kernel settings under `/proc/sys/net`, and network
+//! namespaces.
 //!
 //! Everything happens in the network namespace of the thread that called [`Network::open`]
 //! ([`sysctl`]: of the calling thread). Nothing here remembers what was there before, with one
@@ -8,6 +9,7 @@
 pub mod address;
 mod changes;
 pub mod link;
+pub mod masquerade;
 pub mod neighbour;
 pub mod netns;
 pub mod route;
@@ -27,7 +29,7 @@ pub use address::{InterfaceAddress, Placed};
 pub use changes::{Changed, Changes};
 pub use link::{Link, LinkXdp, XdpPlace};
 pub use neighbour::{Neighbours, Reachability};
-pub use route::{NextHop, Route};
+pub use route::{DefaultRoute, NextHop, Route};
 
 /// A connection to the kernel's routing subsystem.
 #[derive(Debug)]

@@ -79,6 +79,62 @@ impl Network {
         }
     }
 
+    /// Where a packet from `source` to `destination` that has come in on interface `from` goes
+    /// next, and the route's own MTU if it has one; nothing if there is no route to it, or if it
+    /// is this host's own address.
+    ///
+    /// The kernel's check of the source address (`rp_filter`, the host's own address as a source)
+    /// refuses some packets that `bpf_fib_lookup` takes: these are asked for without interface and
+    /// source.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn forwarded(
+        &self,
+        from: u32,
+        tos: u8,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> Result<Option<(NextHop, Option<u32>)>> {
+        let mut questions = Vec::new();
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let question = || {
+                    RouteMessageBuilder::<Ipv4Addr>::new()
+                        .destination_prefix(destination, 32)
+                        .tos(tos & DSCP)
+                };
+                let exact = question().source_prefix(source, 32).input_interface(from);
+                questions.extend([exact.build(), question().build()]);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let question =
+                    || RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(destination, 128);
+                let exact = question().source_prefix(source, 128).input_interface(from);
+                questions.extend([exact.build(), question().build()]);
+            }
+            _ => return Ok(None),
+        }
+        for question in questions {
+            let answer = self.handle.route().get(question).execute().try_next().await;
+            match answer {
+                Ok(Some(route)) => {
+                    return Ok(
+                        next_hop(&route, destination).map(|hop| (hop, mtu(&route.attributes)))
+                    );
+                }
+                Ok(None) => {}
+                Err(error) if is_no_route(&error) || errno(&error) == Some(libc::EXDEV) => {}
+                Err(error) => {
+                    return Err(refusal(error)
+                        .context(format!("cannot look up the route to {destination}")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Every gateway of a route that leaves through one of `interfaces`, in all routing tables.
     ///
     /// # Errors
@@ -106,6 +162,94 @@ impl Network {
         }
         gateways.retain(|hop| interfaces.contains(&hop.ifindex));
         Ok(gateways)
+    }
+
+    /// The default routes of the family of `like` in the main table, a route of several paths as
+    /// several: the one that counts first.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn default_routes(&self, like: IpAddr) -> Result<Vec<DefaultRoute>> {
+        let question = match like {
+            IpAddr::V4(_) => RouteMessageBuilder::<Ipv4Addr>::new().build(),
+            IpAddr::V6(_) => RouteMessageBuilder::<Ipv6Addr>::new().build(),
+        };
+        let mut found = Vec::new();
+        let mut routes = std::pin::pin!(self.handle.route().get(question).execute());
+        while let Some(route) = routes
+            .try_next()
+            .await
+            .map_err(refusal)
+            .context("cannot list the routes")?
+        {
+            let header = &route.header;
+            if header.destination_prefix_length == 0
+                && header.kind == RouteType::Unicast
+                && header.table == RouteHeader::RT_TABLE_MAIN
+            {
+                found.extend(default_routes(&route, like.is_ipv4()));
+            }
+        }
+        // Of equal metrics the kernel takes the one it lists first.
+        found.sort_by_key(|route| route.metric);
+        Ok(found)
+    }
+}
+
+/// A route to everywhere, or one path of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DefaultRoute {
+    /// Whether it is of IPv4.
+    pub is_ipv4: bool,
+    /// Index of the interface it goes out of.
+    pub ifindex: u32,
+    /// Its router; none if everything is on-link.
+    pub gateway: Option<IpAddr>,
+    /// The lowest counts.
+    pub metric: u32,
+    /// The MTU it sets, in bytes.
+    pub mtu: Option<u32>,
+    /// The MSS it has TCP announce, in bytes.
+    pub advmss: Option<u32>,
+}
+
+/// The paths of a default route.
+fn default_routes(route: &RouteMessage, is_ipv4: bool) -> Vec<DefaultRoute> {
+    let mut all = DefaultRoute {
+        is_ipv4,
+        ifindex: interface(&route.attributes).unwrap_or_default(),
+        gateway: gateway(&route.attributes),
+        metric: 0,
+        mtu: None,
+        advmss: None,
+    };
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Priority(metric) => all.metric = *metric,
+            RouteAttribute::Metrics(metrics) => {
+                for metric in metrics {
+                    match metric {
+                        RouteMetric::Mtu(mtu) => all.mtu = Some(*mtu),
+                        RouteMetric::Advmss(advmss) => all.advmss = Some(*advmss),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    let several: Vec<DefaultRoute> = paths(route)
+        .map(|path| DefaultRoute {
+            ifindex: path.interface_index,
+            gateway: gateway(&path.attributes),
+            ..all
+        })
+        .collect();
+    if several.is_empty() {
+        vec![all]
+    } else {
+        several
     }
 }
 
@@ -163,6 +307,9 @@ fn is_usable(path: &RouteNextHop) -> bool {
         .flags
         .intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
 }
+
+/// The part of the TOS byte that routes look at (Linux `INET_DSCP_MASK`).
+const DSCP: u8 = 0xfc;
 
 fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
     attributes.iter().find_map(|attribute| match attribute {

@@ -262,7 +262,12 @@ impl Settings {
         Ok(names)
     }
 
-    fn read(&self, key: &str) -> Result<String> {
+    /// The value of a setting, by its path below `/proc/sys/net`.
+    ///
+    /// # Errors
+    ///
+    /// When there is none.
+    pub fn read(&self, key: &str) -> Result<String> {
         let path = self.root.join(key);
         let value = fs::read_to_string(&path)
             .with_context(|| format!("cannot read the kernel setting {}", dotted(key)))?;

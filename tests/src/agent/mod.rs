@@ -9,7 +9,8 @@ mod ground;
 mod reading;
 
 use std::{
-    fs,
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::Command,
     sync::Once,
@@ -26,7 +27,7 @@ use tempfile::TempDir;
 use crate::{
     netns::{self, Netns},
     process::{Finished, finish},
-    topology::Network,
+    topology::{Host, Network},
     wait,
 };
 pub use reading::{Carried, Flow};
@@ -144,6 +145,33 @@ impl Agent {
         command.arg(&self.program);
         self.complete(&mut command, line);
         refusal(line, finish(&mut command, COMMAND_LIMIT)?)
+    }
+
+    /// Runs a command line of `lb-user` on another machine, which has an instance of its own.
+    ///
+    /// # Errors
+    ///
+    /// When it does not end.
+    pub fn elsewhere(&self, host: &Host, line: &str) -> Result<Finished> {
+        let mut command = Command::new(&self.program);
+        self.complete_as(&mut command, &self.beside(&host.name), line);
+        host.netns.finish(&mut command, COMMAND_LIMIT)
+    }
+
+    /// A folder with an `lb-user` for another machine: it uses the instance of
+    /// [`Agent::elsewhere`].
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be written.
+    pub fn installed_on(&self, host: &Host) -> Result<TempDir> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("lb-user");
+        let (program, instance) = (self.program.display(), self.beside(&host.name));
+        let script = format!("#!/bin/sh\nexec {program} --instance {instance} \"$@\"\n");
+        fs::write(&file, script)?;
+        fs::set_permissions(&file, Permissions::from_mode(0o755))?;
+        Ok(folder)
     }
 
     fn run(&self, line: &str) -> Result<Finished> {

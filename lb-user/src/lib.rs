@@ -19,3 +19,4 @@ pub mod output;
 pub mod plan;
 pub mod recipe;
 pub mod state;
+pub mod trace;

@@ -16,7 +16,7 @@ pub use egress::egress;
 pub use recipe::checked;
 
 /// A table with these heads; those that begin with `>` are columns of numbers.
-fn table(heads: &[&str]) -> Table {
+pub(crate) fn table(heads: &[&str]) -> Table {
     let mut table = Table::new();
     table.load_style(NOTHING);
     table.set_header(heads.iter().map(|head| head.trim_start_matches('>')));
@@ -31,7 +31,8 @@ fn table(heads: &[&str]) -> Table {
     table
 }
 
-fn text(table: &Table) -> String {
+/// A table's text, without spaces at the ends of lines.
+pub(crate) fn text(table: &Table) -> String {
     table
         .trim_fmt()
         .lines()

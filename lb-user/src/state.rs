@@ -80,6 +80,11 @@ impl Folder {
         Ok(Self { path })
     }
 
+    /// The folder at `path` as it is, to be read; it need not be there.
+    pub const fn at(path: PathBuf) -> Self {
+        Self { path }
+    }
+
     fn file(&self) -> PathBuf {
         self.path.join("state.json")
     }

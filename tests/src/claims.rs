@@ -78,7 +78,11 @@ pub fn true_addresses(mode: Mode, arms: Arms, family: Family) -> Result<()> {
 
 /// Backends see the client's own address and port and are asked at theirs; the client is
 /// connected to the service's. With TCP and with UDP.
-fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
+///
+/// # Errors
+///
+/// When a packet is lost or somebody saw something else.
+pub fn both_ends_see_true_addresses(scene: &Scene) -> Result<()> {
     let client = &scene.network.client.netns;
     for port in [40_001, 40_002, 40_003] {
         let from = scene.client(port);

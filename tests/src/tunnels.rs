@@ -134,8 +134,7 @@ impl Tunnels {
 impl Drop for Tunnels {
     fn drop(&mut self) {
         for backend in &self.network.backends {
-            let detach = format!("decap detach --netns {}", backend.netns.name());
-            if let Err(error) = self.agent.ok_beside(&backend.name, &detach) {
+            if let Err(error) = self.agent.ok_beside(&backend.name, "decap detach") {
                 println!("{error:#}");
             }
         }

@@ -229,9 +229,10 @@ fn bulk(mode: &'static str, family: Family, outer: Family) -> Result<()> {
     let client = &tunnels.network.client.netns;
     let download = Download::start(client, web, "1G")?;
     assert_eq!(download.finish(wait::LONG)?, file.sha256);
-    let report = client::iperf3(client, talk, &["--bytes", "100M"])?;
+    let report = client::iperf3(client, talk, &["--bytes", "300M"])?;
     let received = report["end"]["sum_received"]["bytes"].as_u64();
-    assert!(received >= Some(90_000_000), "{}", report["end"]);
+    // The server stops counting when the client has sent: a window full may be on its way.
+    assert!(received >= Some(270_000_000), "{}", report["end"]);
     let udp = [
         "--udp",
         "--bitrate",

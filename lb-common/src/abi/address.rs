@@ -51,8 +51,10 @@ impl Address {
 
     /// The four bytes that an IPv4 header takes. Means nothing for an IPv6 address.
     #[inline(always)]
-    pub const fn v4_bytes(&self) -> [u8; 4] {
-        [self.0[12], self.0[13], self.0[14], self.0[15]]
+    pub fn v4_bytes(&self) -> [u8; 4] {
+        // As a word: taken apart into bytes the address would be copied byte by byte.
+        let words: &[u32; 4] = zerocopy::transmute_ref!(self);
+        words[3].to_ne_bytes()
     }
 
     /// Whether it is an IPv4 address.

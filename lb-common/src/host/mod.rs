@@ -26,7 +26,7 @@ pub use tables::{HostTables, Route};
 
 use crate::{
     abi::Reason,
-    datapath::{self, End, Verdict, parse::Parsed},
+    datapath::{self, End, Flows, Tables, Verdict, parse::Parsed},
 };
 
 /// What became of a frame.
@@ -41,7 +41,12 @@ pub struct Outcome {
 }
 
 /// A frame's whole way, as [`datapath::process`] in the XDP program.
-pub fn process(frame: &[u8], ifindex: u32, tables: &HostTables, flows: &mut HostFlows) -> Outcome {
+pub fn process<T: Tables, F: Flows>(
+    frame: &[u8],
+    ifindex: u32,
+    tables: &T,
+    flows: &mut F,
+) -> Outcome {
     let mut packet = HostPacket::new(frame, ifindex);
     let mut parsed = Parsed::default();
     let end = datapath::process(&mut packet, &mut parsed, tables, flows);

@@ -19,6 +19,13 @@ impl Delta {
         Self(self.0 + u16::from_ne_bytes(new) as u32)
     }
 
+    /// Also counts four bytes, at an even offset, that were not there before.
+    #[inline(always)]
+    #[must_use]
+    pub const fn plus2(self, new: [u8; 4]) -> Self {
+        self.plus([new[0], new[1]]).plus([new[2], new[3]])
+    }
+
     /// Also counts sixteen bytes, at an even offset, that were not there before.
     #[inline(always)]
     #[must_use]

@@ -4,7 +4,7 @@
 mod attach;
 mod decap;
 mod edit;
-mod print;
+pub(crate) mod print;
 mod recipe;
 
 use std::{fs, io::Read as _};
@@ -18,7 +18,7 @@ use crate::{
     cli::{Backend, Cli, Command, Egress, Flows, Form, Service},
     config::{Config, Edit, RawConfig},
     instance::Instance,
-    output,
+    output, trace,
 };
 use print::{edited, json, line, show};
 
@@ -36,6 +36,7 @@ pub fn run(cli: Cli) -> Result<()> {
     match &command {
         // These enter a network namespace, before any runtime has made a thread.
         Command::Run(options) => return agent::run(&instance, options),
+        Command::Trace(options) => return trace::command(&instance, form, options),
         Command::Decap(command) => return decap::run(&instance, form, command),
         Command::Detach { interfaces } if interfaces.is_empty() => {
             let client = Client::new(&instance);
@@ -60,7 +61,9 @@ pub(crate) fn runtime() -> Result<Runtime> {
 async fn ask(instance: &Instance, form: Form, command: Command) -> Result<()> {
     let client = Client::new(instance);
     match command {
-        Command::Run(_) | Command::Decap(_) => unreachable!("it has been run"),
+        Command::Run(_) | Command::Trace(_) | Command::Decap(_) => {
+            unreachable!("these have been run")
+        }
         Command::Attach(options) => attach::attach(instance, &client, form, &options).await,
         Command::Detach { interfaces } => {
             detached(form, &client.detach(&Detach { interfaces }).await?)

@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Prints `text` as it is.
-pub(super) fn text(text: &str) -> Result<()> {
+pub(crate) fn text(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => process::exit(0),
@@ -25,12 +25,12 @@ pub(super) fn text(text: &str) -> Result<()> {
 }
 
 /// Prints a line.
-pub(super) fn line(line: &str) -> Result<()> {
+pub(crate) fn line(line: &str) -> Result<()> {
     text(&format!("{line}\n"))
 }
 
 /// Prints JSON.
-pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
@@ -47,7 +47,7 @@ pub(super) fn show<T: Serialize + ?Sized>(
 }
 
 /// A line to the person, not to the reader of the output.
-pub(super) fn aside(line: &str) {
+pub(crate) fn aside(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 

@@ -16,6 +16,7 @@ mod counters;
 pub mod decap;
 mod flows;
 mod open;
+mod pinned;
 mod pins;
 mod requirements;
 mod shape;
@@ -36,6 +37,7 @@ use tables::Maps;
 
 pub use attach::{Attached, Attachment, XdpMode};
 pub use flows::{FlowEntry, FlowTables, Table, clock};
+pub use pinned::Pinned;
 
 /// How much the maps hold. Every one can be changed later: the living contents are copied.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -60,6 +60,18 @@ impl Pins {
         })
     }
 
+    /// The folder as it is; nothing if there is none, or no complete program in it.
+    pub(super) fn there(folder: &Path) -> Result<Option<Self>> {
+        let pins = Self {
+            folder: folder.to_owned(),
+        };
+        if !pins.is_complete() {
+            return Ok(None);
+        }
+        is_bpffs(folder)?;
+        Ok(Some(pins))
+    }
+
     pub(super) fn map(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }

@@ -120,6 +120,23 @@ impl RawMap {
         })
     }
 
+    /// `BPF_MAP_LOOKUP_ELEM`: copies the value of `key`; false if there is no such entry. An entry of
+    /// an LRU does not count as used by it (`map_lookup_elem_sys_only`, Linux 5.2).
+    pub(super) fn lookup(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
+        assert_eq!(key.len(), self.key_bytes());
+        assert_eq!(value.len(), self.value_bytes());
+        let mut element = Element {
+            map: number(self.fd.as_fd()),
+            key: key.as_ptr() as u64,
+            value: value.as_mut_ptr() as u64,
+            ..Element::default()
+        };
+        match call(bpf_cmd::BPF_MAP_LOOKUP_ELEM, &mut element) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            result => result.map(|_| true),
+        }
+    }
+
     /// `BPF_MAP_UPDATE_BATCH` (Linux 5.6): writes the entries in both buffers.
     pub(super) fn update_batch(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
         let count = keys.len() / self.key_bytes();
@@ -163,12 +180,40 @@ pub(super) struct LinkState {
 
 /// `BPF_OBJ_GET`: opens what is pinned at `path`.
 pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
+    get_pin(path, 0)
+}
+
+/// `BPF_OBJ_GET` of a map through which nothing can be written (Linux 4.15).
+pub(super) fn open_pin_to_read(path: &Path) -> io::Result<OwnedFd> {
+    get_pin(path, READ_ONLY)
+}
+
+fn get_pin(path: &Path, flags: u32) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     let mut pin = Pin {
         path: path.as_ptr() as u64,
+        flags,
         ..Pin::default()
     };
-    let fd = call(bpf_cmd::BPF_OBJ_GET, &mut pin)?;
+    owned(call(bpf_cmd::BPF_OBJ_GET, &mut pin)?)
+}
+
+/// `BPF_MAP_GET_FD_BY_ID` of a map through which nothing can be written (Linux 4.15). Needs
+/// `CAP_SYS_ADMIN`.
+pub(super) fn open_map_to_read(id: u32) -> io::Result<OwnedFd> {
+    let mut number = MapNumber {
+        id,
+        flags: READ_ONLY,
+        ..MapNumber::default()
+    };
+    owned(call(bpf_cmd::BPF_MAP_GET_FD_BY_ID, &mut number)?)
+}
+
+/// `BPF_F_RDONLY` (Linux `include/uapi/linux/bpf.h`).
+const READ_ONLY: u32 = 1 << 3;
+
+/// The descriptor that bpf(2) has answered with.
+fn owned(fd: i64) -> io::Result<OwnedFd> {
     let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor for us, and nobody else knows its number.
     #[expect(unsafe_code, reason = "bpf(2) answers with a bare number")]
@@ -287,6 +332,13 @@ kernel! {
     struct Pin {
         path: u64,
         fd: u32,
+        flags: u32,
+    }
+
+    /// For `BPF_MAP_GET_FD_BY_ID`.
+    struct MapNumber {
+        id: u32,
+        next: u32,
         flags: u32,
     }
 

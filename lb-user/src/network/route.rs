@@ -79,6 +79,62 @@ impl Network {
         }
     }
 
+    /// Where a packet from `source` to `destination` that has come in on interface `from` goes
+    /// next, and the route's own MTU if it has one; nothing if there is no route to it, or if it
+    /// is this host's own address.
+    ///
+    /// The kernel's check of the source address (`rp_filter`, the host's own address as a source)
+    /// refuses some packets that `bpf_fib_lookup` takes: these are asked for without interface and
+    /// source.
+    ///
+    /// # Errors
+    ///
+    /// When the kernel does not answer.
+    pub async fn forwarded(
+        &self,
+        from: u32,
+        tos: u8,
+        source: IpAddr,
+        destination: IpAddr,
+    ) -> Result<Option<(NextHop, Option<u32>)>> {
+        let mut questions = Vec::new();
+        match (source, destination) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                let question = || {
+                    RouteMessageBuilder::<Ipv4Addr>::new()
+                        .destination_prefix(destination, 32)
+                        .tos(tos & DSCP)
+                };
+                let exact = question().source_prefix(source, 32).input_interface(from);
+                questions.extend([exact.build(), question().build()]);
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                let question =
+                    || RouteMessageBuilder::<Ipv6Addr>::new().destination_prefix(destination, 128);
+                let exact = question().source_prefix(source, 128).input_interface(from);
+                questions.extend([exact.build(), question().build()]);
+            }
+            _ => return Ok(None),
+        }
+        for question in questions {
+            let answer = self.handle.route().get(question).execute().try_next().await;
+            match answer {
+                Ok(Some(route)) => {
+                    return Ok(
+                        next_hop(&route, destination).map(|hop| (hop, mtu(&route.attributes)))
+                    );
+                }
+                Ok(None) => {}
+                Err(error) if is_no_route(&error) || errno(&error) == Some(libc::EXDEV) => {}
+                Err(error) => {
+                    return Err(refusal(error)
+                        .context(format!("cannot look up the route to {destination}")));
+                }
+            }
+        }
+        Ok(None)
+    }
+
     /// Every gateway of a route that leaves through one of `interfaces`, in all routing tables.
     ///
     /// # Errors
@@ -251,6 +307,9 @@ fn is_usable(path: &RouteNextHop) -> bool {
         .flags
         .intersects(RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown)
 }
+
+/// The part of the TOS byte that routes look at (Linux `INET_DSCP_MASK`).
+const DSCP: u8 = 0xfc;
 
 fn interface(attributes: &[RouteAttribute]) -> Option<u32> {
     attributes.iter().find_map(|attribute| match attribute {

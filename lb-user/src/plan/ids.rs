@@ -39,6 +39,13 @@ impl Ids {
         self.services.get(name).map(|ids| ServiceId(ids.id))
     }
 
+    /// Every service's name and id.
+    pub fn services(&self) -> impl Iterator<Item = (&str, ServiceId)> {
+        self.services
+            .iter()
+            .map(|(name, ids)| (name.as_str(), ServiceId(ids.id)))
+    }
+
     /// The id of a service's backend.
     pub fn backend(&self, service: &str, address: SocketAddr) -> Option<BackendId> {
         let ids = self.services.get(service)?;

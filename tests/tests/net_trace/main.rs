@@ -344,8 +344,7 @@ fn captured(family: Family) -> Result<()> {
     let scene = Scene::build(Mode::Nat, Two, family, &[1, 1])?;
     let to = scene.service();
     let syn = Frame::tcp(scene.client(20_001), to, SYN);
-    let mut tagged = syn.clone();
-    tagged.vlans = vec![7];
+    let later = syn.clone().payload(&[7; 64]).fragment(64, true).bytes();
     let mut cut = syn.bytes();
     cut.truncate(40);
     let mut group = syn.bytes();
@@ -363,16 +362,13 @@ fn captured(family: Family) -> Result<()> {
                 .bytes(),
             "to-backend",
         ),
-        (syn.clone().fragment(0, true).bytes(), "first-fragment"),
-        (syn.clone().fragment(64, true).bytes(), "later-fragment"),
-        (
-            syn.clone().irregular().bytes(),
-            match family {
-                V4 => "ip-options",
-                V6 => "extension-headers",
-            },
-        ),
-        (tagged.bytes(), "not-ip"),
+        (later.clone(), "later-fragment"),
+        (syn.clone().fragment(0, true).bytes(), "to-backend"),
+        (later, "to-backend"),
+        (syn.clone().irregular().bytes(), "to-backend"),
+        (syn.clone().tagged(&[7]).bytes(), "to-backend"),
+        (syn.clone().tagged(&[7, 8]).bytes(), "to-backend"),
+        (syn.clone().tagged(&[7, 8, 9]).bytes(), "not-ip"),
         (cut, "malformed"),
         (group, "multicast"),
         (

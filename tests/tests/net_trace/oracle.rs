@@ -10,8 +10,8 @@ use aya::{
 };
 use aya_obj::programs::XdpAttachType;
 use lb_common::abi::{
-    Backend, Conversation, Counter, Direct, Endpoint, EndpointKey, Flow, FlowKey,
-    InterfaceCounters, Reason, Service,
+    Backend, Conversation, Counter, Direct, Endpoint, EndpointKey, Flow, FlowKey, Fragment,
+    FragmentKey, InterfaceCounters, Reason, Service,
 };
 use lb_tests::scene::Scene;
 use nix::{
@@ -38,9 +38,10 @@ const AROUND: [Reason; 3] = [Reason::NotIp, Reason::Multicast, Reason::OtherProt
 /// network itself may come in at any moment.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Maps {
-    flows: BTreeMap<FlowKey, Flow>,
-    new_flows: BTreeMap<FlowKey, Flow>,
+    flows: BTreeMap<FlowKey, Fragment, FragmentKey, Flow>,
+    new_flows: BTreeMap<FlowKey, Fragment, FragmentKey, Flow>,
     direct: BTreeMap<Conversation, Direct>,
+    fragments: BTreeMap<FragmentKey, Fragment>,
     endpoints: BTreeMap<EndpointKey, Endpoint>,
     services: Vec<Service>,
     backends: Vec<Backend>,
@@ -56,6 +57,7 @@ impl Maps {
             flows: entries(Map::LruHashMap(pinned(pins, "flows")?))?,
             new_flows: entries(Map::LruHashMap(pinned(pins, "new_flows")?))?,
             direct: entries(Map::LruHashMap(pinned(pins, "direct")?))?,
+            fragments: entries(Map::LruHashMap(pinned(pins, "fragments")?))?,
             endpoints: entries(Map::HashMap(pinned(pins, "endpoints")?))?,
             services: values(pinned(pins, "services")?)?,
             backends: values(pinned(pins, "backends")?)?,

@@ -38,8 +38,8 @@ const AROUND: [Reason; 3] = [Reason::NotIp, Reason::Multicast, Reason::OtherProt
 /// network itself may come in at any moment.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Maps {
-    flows: BTreeMap<FlowKey, Fragment, FragmentKey, Flow>,
-    new_flows: BTreeMap<FlowKey, Fragment, FragmentKey, Flow>,
+    flows: BTreeMap<FlowKey, Flow>,
+    new_flows: BTreeMap<FlowKey, Flow>,
     direct: BTreeMap<Conversation, Direct>,
     fragments: BTreeMap<FragmentKey, Fragment>,
     endpoints: BTreeMap<EndpointKey, Endpoint>,

@@ -181,7 +181,7 @@ fn behind<P: Packet, R: Receiver>(
 ) -> Result<Tunnel, Reason> {
     let ipip = |inner| Tunnel {
         family,
-        outer: family.l4() - L3,
+        outer: family.header_length(),
         body,
         inner,
         reason: Reason::TakenIpip,
@@ -207,7 +207,7 @@ fn gue<P: Packet, R: Receiver>(
     is_whole: bool,
     receiver: &R,
 ) -> Result<Tunnel, Reason> {
-    let l4 = family.l4();
+    let l4 = L3 + family.header_length();
     let udp: &UdpHeader = packet.at(l4).ok_or(Reason::Malformed)?;
     if Port(udp.destination) != receiver.gue_port() {
         return Err(Reason::NotTunnel);

@@ -40,6 +40,12 @@ fn lb(ctx: XdpContext) -> u32 {
             flows.count(packet.ifindex(), reason, packet.length());
             (Verdict::Drop, reason)
         }
+        End::Later => {
+            tables::go_on_to_later(&ctx);
+            let reason = Reason::LaterFragment;
+            flows.count(packet.ifindex(), reason, packet.length());
+            (Verdict::Pass, reason)
+        }
     };
     if LOG_LEVEL.load() != 0 && is_rare(reason) {
         info!(
@@ -63,6 +69,20 @@ fn answer(ctx: XdpContext) -> u32 {
         return emit::action(Verdict::Drop);
     };
     let (verdict, _) = datapath::answer(&mut packet, parsed, &answer, &tables, &mut flows);
+    emit::action(verdict)
+}
+
+/// The way of a later fragment: entered from [`lb`], which has left what it has read of it in this
+/// CPU's working memory.
+#[xdp]
+fn later(ctx: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(ctx.ctx);
+    let tables = BpfTables::new(ctx.ctx);
+    let mut flows = BpfTables::new(ctx.ctx);
+    let Some(parsed) = tables::parsed() else {
+        return emit::action(Verdict::Pass);
+    };
+    let (verdict, _) = datapath::fragment::follow(&mut packet, parsed, &tables, &mut flows);
     emit::action(verdict)
 }
 

@@ -46,6 +46,12 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn again(&self, place: &u16) -> u16 {
+        // SAFETY: a reference, read as the number it refers to.
+        unsafe { core::ptr::read_volatile(place) }
+    }
+
+    #[inline(always)]
     fn at<H: Header>(&self, offset: usize) -> Option<&H> {
         // SAFETY: in bounds by `place`; a header takes any bytes; frames begin at even addresses and
         // headers lie at even offsets, as their alignment asks; the frame is this run's alone, and `&self` keeps it from being changed while the header is lent.

@@ -20,8 +20,9 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Address, Answered, Backend, BackendId, BackendState, Conversation, Counter, Direct,
-        Endpoint, EndpointKey, Event, EventKind, Flow, FlowKey, InterfaceCounters, Mac, Mode,
-        Neighbour, Reason, Service, ServiceId, Settings, Ticks, Traffic, Tunnel, limits,
+        Endpoint, EndpointKey, Event, EventKind, Flow, FlowKey, Fragment, FragmentKey,
+        InterfaceCounters, Mac, Mode, Neighbour, Reason, Service, ServiceId, Settings, Ticks,
+        Traffic, Tunnel, limits,
     },
     datapath::{
         Answer, Began, Flows, Report, Stage, Tables,
@@ -69,16 +70,23 @@ static NEW_FLOWS: LruHashMap<FlowKey, Flow, { limits::NEW_FLOWS as usize }> = Lr
 #[btf_map(name = "direct")]
 static DIRECT: LruHashMap<Conversation, Direct, { limits::DIRECT as usize }> = LruHashMap::new();
 
+/// Datagrams of which the first fragment was sent on. Written by the program.
+#[btf_map(name = "fragments")]
+static FRAGMENTS: LruHashMap<FragmentKey, Fragment, { limits::FRAGMENTS as usize }> =
+    LruHashMap::new();
+
 /// What clients were told by ICMP, by prefix. Written by the program.
 #[btf_map(name = "answered")]
 static ANSWERED: LruHashMap<Address, Answered, { limits::ANSWERED as usize }> = LruHashMap::new();
 
 /// The programs of rare ways, by the numbers below. Written by the agent.
 #[btf_map(name = "programs")]
-static PROGRAMS: ProgramArray<1> = ProgramArray::new();
+static PROGRAMS: ProgramArray<2> = ProgramArray::new();
 
 /// Place of the program that answers a packet.
 const ANSWER: u32 = 0;
+/// Place of the program that sends later fragments on.
+const LATER: u32 = 1;
 
 /// Round-robin tickets by service id: each CPU turns a wheel of its own, which shares no memory and
 /// gives every backend its weight's part all the same. Written by the program.
@@ -113,6 +121,7 @@ struct Scratch {
     parsed: Parsed,
     answer: Answer,
     flow: Flow,
+    fragment: Fragment,
     route: FibLookup,
     /// When an event of each kind was last sent.
     sent: [Ticks; 4],
@@ -158,6 +167,13 @@ pub(crate) fn go_on_to_answer(ctx: &XdpContext, answer: Answer) {
     unsafe { (*scratch).answer = answer };
     // SAFETY: nothing is held that would have to be dropped.
     unsafe { PROGRAMS.tail_call(ctx, ANSWER) }
+}
+
+/// Goes on in the program for later fragments. Comes back only if there is none.
+#[inline(always)]
+pub(crate) fn go_on_to_later(ctx: &XdpContext) {
+    // SAFETY: nothing is held that would have to be dropped.
+    unsafe { PROGRAMS.tail_call(ctx, LATER) }
 }
 
 /// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
@@ -355,6 +371,32 @@ impl Flows for BpfTables {
     #[inline(always)]
     fn remove_direct(&mut self, conversation: &Conversation) {
         let _ = DIRECT.remove(conversation);
+    }
+
+    #[inline(always)]
+    fn fragment(&mut self, key: &FragmentKey) -> Option<&mut Fragment> {
+        // SAFETY: as in `find`.
+        FRAGMENTS
+            .get_ptr_mut(key)
+            .map(|fragment| unsafe { &mut *fragment })
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&mut self, key: &FragmentKey, fragment: Fragment) {
+        let Some(scratch) = SCRATCH.get_ptr_mut(0) else {
+            return;
+        };
+        // SAFETY: as in `route`.
+        let place = unsafe { &mut (*scratch).fragment };
+        *place = fragment;
+        let place: &Fragment = place;
+        // Fails only when memory is short; the rest of the datagram then passes.
+        let _ = FRAGMENTS.insert(key, place, 0);
+    }
+
+    #[inline(always)]
+    fn remove_fragment(&mut self, key: &FragmentKey) {
+        let _ = FRAGMENTS.remove(key);
     }
 
     #[inline(always)]

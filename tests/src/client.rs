@@ -11,6 +11,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader, ErrorKind, Write},
     net::{IpAddr, SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd as _,
     process::Command,
     str::FromStr,
     thread,
@@ -18,6 +19,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
+use nix::{errno::Errno, libc};
 use serde::Deserialize;
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -81,11 +83,30 @@ impl Conversation {
         netns.run(|| Self::open_here(from, to))
     }
 
+    /// As [`Self::open`], with eight bytes of IPv4 options ("no operation", RFC 791 section 3.1) in
+    /// every packet.
+    ///
+    /// # Errors
+    ///
+    /// As [`Self::open`]; and when the family is not IPv4.
+    pub fn open_with_options(netns: &Netns, from: SocketAddr, to: SocketAddr) -> Result<Self> {
+        netns.run(|| Self::open_as(from, to, |socket| send_with_options(socket, &[1; 8])))
+    }
+
     fn open_here(from: SocketAddr, to: SocketAddr) -> Result<Self> {
+        Self::open_as(from, to, |_| Ok(()))
+    }
+
+    fn open_as(
+        from: SocketAddr,
+        to: SocketAddr,
+        prepare: impl FnOnce(&Socket) -> Result<()>,
+    ) -> Result<Self> {
         let told = || format!("TCP {from} -> {to}");
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
         socket.set_reuse_address(true)?;
         socket.bind(&from.into()).with_context(told)?;
+        prepare(&socket).with_context(told)?;
         socket
             .connect_timeout(&to.into(), PATIENCE)
             .with_context(told)?;
@@ -123,6 +144,26 @@ impl Conversation {
         ensure!(answer.said == said, "{}: {answer:?}", told());
         Ok(answer)
     }
+}
+
+/// Has a socket's IPv4 packets carry these options (ip(7), `IP_OPTIONS`), for which there is no safe
+/// call.
+fn send_with_options(socket: &Socket, options: &[u8]) -> Result<()> {
+    let length = libc::socklen_t::try_from(options.len())?;
+    #[expect(unsafe_code, reason = "no crate has a safe call for IP_OPTIONS")]
+    // SAFETY: the descriptor is open as long as `socket` is lent, and the kernel only reads the
+    // `length` bytes of `options`.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_IP,
+            libc::IP_OPTIONS,
+            options.as_ptr().cast(),
+            length,
+        )
+    };
+    Errno::result(result).context("cannot set IPv4 options")?;
+    Ok(())
 }
 
 /// Opens a connection from each address of `from` to `to`, one question each, and closes it.

@@ -25,8 +25,8 @@ use aya::{
 use lb_common::{
     abi::{
         ABI_VERSION, Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint,
-        EndpointKey, Event, Flow, FlowKey, InterfaceCounters, Service, ServiceId, Settings, Ticks,
-        Traffic,
+        EndpointKey, Event, Flow, FlowKey, Fragment, FragmentKey, InterfaceCounters, Service,
+        ServiceId, Settings, Ticks, Traffic,
     },
     host::{
         HostTables,
@@ -178,6 +178,8 @@ pub struct Kernel {
     pub new: HashMap<MapData, FlowKey, Flow>,
     /// Conversations opened with backends themselves.
     pub direct: HashMap<MapData, Conversation, Direct>,
+    /// Datagrams of which the first fragment was sent on.
+    pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     /// ICMP messages, by prefix of clients.
     pub answered: HashMap<MapData, Address, Answered>,
     /// Kept: the kernel empties it when nobody has it open.
@@ -195,7 +197,7 @@ impl Kernel {
     /// If the kernel refuses it; with the verifier's last words.
     pub fn load() -> Result<Self> {
         let mut loader = EbpfLoader::new();
-        for map in ["flows", "new_flows", "direct"] {
+        for map in ["flows", "new_flows", "direct", "fragments"] {
             loader.map_max_entries(map, ROOM);
         }
         for map in ["endpoints", "locals", "backends", "be_counters"] {
@@ -208,14 +210,16 @@ impl Kernel {
         program(&mut ebpf)?
             .load()
             .context("the kernel refuses lb-ebpf")?;
-        let answer: &mut Xdp = ebpf
-            .program_mut("answer")
-            .context("lb-ebpf has no program answer")?
-            .try_into()?;
-        answer.load().context("the kernel refuses answer")?;
-        let fd = answer.fd()?.try_clone()?;
         let mut programs = ProgramArray::try_from(take(&mut ebpf, "programs")?)?;
-        programs.set(0, &fd, 0)?;
+        for (place, name) in (0..).zip(["answer", "later"]) {
+            let rare: &mut Xdp = ebpf
+                .program_mut(name)
+                .with_context(|| format!("lb-ebpf has no program {name}"))?
+                .try_into()?;
+            rare.load()
+                .with_context(|| format!("the kernel refuses {name}"))?;
+            programs.set(place, rare.fd()?, 0)?;
+        }
         let mut kernel = Self {
             endpoints: HashMap::try_from(take(&mut ebpf, "endpoints")?)?,
             services: Array::try_from(take(&mut ebpf, "services")?)?,
@@ -229,6 +233,7 @@ impl Kernel {
             confirmed: HashMap::try_from(take(&mut ebpf, "flows")?)?,
             new: HashMap::try_from(take(&mut ebpf, "new_flows")?)?,
             direct: HashMap::try_from(take(&mut ebpf, "direct")?)?,
+            fragments: HashMap::try_from(take(&mut ebpf, "fragments")?)?,
             answered: HashMap::try_from(take(&mut ebpf, "answered")?)?,
             _programs: programs,
             settings: Array::try_from(take(&mut ebpf, "settings")?)?,
@@ -394,6 +399,7 @@ impl Kernel {
         clear(&mut self.confirmed)?;
         clear(&mut self.new)?;
         clear(&mut self.direct)?;
+        clear(&mut self.fragments)?;
         clear(&mut self.answered)
     }
 }

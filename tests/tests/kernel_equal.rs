@@ -19,12 +19,15 @@ use aya::{
 use lb_common::wire::l4::ACK;
 use lb_common::{
     abi::{
-        Address, Answered, BackendId, BackendState, Event, EventKind, Flow, FlowKey, Reason,
-        ServiceId, Ticks,
+        Address, Answered, BackendId, BackendState, Event, EventKind, Fate, Flow, FlowKey,
+        Fragment, Reason, ServiceId, Ticks,
     },
-    datapath::Verdict,
+    datapath::{
+        Verdict,
+        parse::{self, Parsed, Part},
+    },
     host::{
-        self, HostFlows, Outcome, fixtures,
+        self, HostFlows, HostPacket, Outcome, fixtures,
         flows::Lru,
         frame::{self, Frame},
         traffic::Traffic,
@@ -103,6 +106,7 @@ impl Both {
         self.flows.confirmed = Lru::new(None);
         self.flows.new = Lru::new(None);
         self.flows.direct = Lru::new(None);
+        self.flows.fragments = Lru::new(None);
         self.flows.answered = Lru::new(None);
         Ok(())
     }
@@ -125,6 +129,14 @@ impl Both {
             &self.flows.direct,
             |a, b| apart(a.seen, b.seen),
         )?;
+        let fragments = entries(&self.kernel.fragments)?;
+        same("fragments", &fragments, &self.flows.fragments, |a, b| {
+            let timeless = |fragment: &Fragment| Fragment {
+                seen: Ticks(0),
+                ..*fragment
+            };
+            timeless(a) != timeless(b) || apart(a.seen, b.seen)
+        })?;
         let answered = entries(&self.kernel.answered)?;
         same(
             "answered prefixes",
@@ -190,6 +202,14 @@ impl Both {
         };
         age(&mut self.kernel.confirmed, &mut self.flows.confirmed, flow)?;
         age(&mut self.kernel.new, &mut self.flows.new, flow)?;
+        age(
+            &mut self.kernel.fragments,
+            &mut self.flows.fragments,
+            |key, fragment| {
+                let [.., last] = key.source.0;
+                fragment.seen = older(now, u32::from(last));
+            },
+        )?;
         let answered = |_: &Address, answered: &mut Answered| answered.since = older(now, 2);
         age(
             &mut self.kernel.answered,
@@ -410,8 +430,14 @@ impl Tally {
         "dsr-gue",
     ];
 
+    /// What at least one frame in a hundred must be, and be forwarded.
+    const RARE: [&str; 4] = ["VLAN tags", "options", "first fragment", "later fragment"];
+
     fn add(&mut self, outcome: &Outcome, frame: &[u8]) {
         self.frames += 1;
+        if outcome.reason.fate() == Fate::Forwarded {
+            self.add_shapes(frame);
+        }
         let verdict = match outcome.verdict {
             Verdict::Pass => "pass",
             Verdict::Drop => "drop",
@@ -437,13 +463,32 @@ impl Tally {
         *self.shares.entry(mode).or_default() += 1;
     }
 
+    fn add_shapes(&mut self, frame: &[u8]) {
+        let mut parsed = Parsed::default();
+        let packet = HostPacket::new(frame, CLIENTS);
+        if parse::packet(&packet, frame.len() as u32, &mut parsed).is_err() {
+            return;
+        }
+        let l3 = parsed.l3();
+        let plain = parsed.family.header_length();
+        let shapes = [
+            l3 > 14,
+            parsed.l4() - l3 > plain && parsed.part == Part::Whole,
+            parsed.part == Part::First,
+            parsed.part == Part::Later,
+        ];
+        for (name, has) in Self::RARE.into_iter().zip(shapes) {
+            *self.shares.entry(name).or_default() += u32::from(has);
+        }
+    }
+
     fn print(&self, flows: &HostFlows) {
         println!(
             "{} random frames, {} epochs, seed {SEED}",
             self.frames, self.epochs
         );
         for (what, count) in &self.shares {
-            println!("{what:>12} {count:>7} {:5.1} %", self.percent(*count));
+            println!("{what:>14} {count:>7} {:5.1} %", self.percent(*count));
         }
         for &reason in Reason::ALL {
             println!("{:>20} {:>7}", reason.name(), flows.packets(reason));
@@ -461,10 +506,11 @@ impl Tally {
     }
 
     fn check(&self) {
-        for what in Self::MET {
+        let met = Self::MET.map(|what| (what, 5.0));
+        for (what, least) in met.into_iter().chain(Self::RARE.map(|what| (what, 1.0))) {
             let count = self.shares.get(what).copied().unwrap_or_default();
             assert!(
-                self.percent(count) >= 5.0,
+                self.percent(count) >= least,
                 "{what}: {count} of {}",
                 self.frames
             );

@@ -144,6 +144,46 @@ shared! {
 }
 
 shared! {
+    /// Key of the table of fragments: what the fragments of one datagram have in common
+    /// (RFC 791 section 3.2, RFC 8200 section 4.5).
+    pub struct FragmentKey, 40 bytes {
+        /// Where they come from.
+        pub source: Address,
+        /// Where they go.
+        pub destination: Address,
+        /// Their identification, network order.
+        pub identification: [u8; 4],
+        /// IP protocol number over IPv4; 0 over IPv6, whose later fragments may not know it.
+        pub protocol: u32,
+    }
+}
+
+shared! {
+    /// What was decided for a datagram's first fragment.
+    pub struct Fragment, 48 bytes {
+        /// The service it belongs to.
+        pub service: ServiceId,
+        /// The backend it goes to or comes from.
+        pub backend: BackendId,
+        /// That backend's generation.
+        pub generation: u32,
+        /// When the first fragment came.
+        pub seen: Ticks,
+        /// Of an answer: the service address that becomes its source. All zero: the datagram goes
+        /// to the backend.
+        pub address: Address,
+        /// Of an answer: where it goes.
+        pub neighbour: Neighbour,
+    }
+}
+
+impl Fragment {
+    /// How long the rest of a datagram is waited for: as long as Linux does
+    /// (`net.ipv4.ipfrag_time`).
+    pub const LIFETIME: Ticks = Ticks(30 * Ticks::PER_SECOND);
+}
+
+shared! {
     /// The ICMP messages that the clients of one prefix got. Keyed by the prefix's first address.
     pub struct Answered, 8 bytes {
         /// When the second began in which they are counted.

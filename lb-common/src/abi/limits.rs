@@ -11,6 +11,13 @@ pub const ATTEMPTS: u32 = 8;
 /// Extension headers that are followed to find the ports of an IPv6 packet.
 pub const EXTENSION_HEADERS: usize = 4;
 
+/// VLAN tags that are looked behind.
+pub const VLAN_TAGS: usize = 2;
+
+/// All headers of a packet that is forwarded begin below this offset of the frame, less one: a
+/// mask. Two VLAN tags, an IPv6 header and [`EXTENSION_HEADERS`] of the greatest length fit.
+pub const HEADERS_MASK: usize = 0x3fff;
+
 /// ICMP messages that the clients of one prefix get in a second.
 pub const ANSWERS_PER_SECOND: u32 = 64;
 /// Prefixes of clients that have lately got ICMP messages.
@@ -30,6 +37,8 @@ pub const FLOWS: u32 = 1 << 20;
 pub const NEW_FLOWS: u32 = 1 << 16;
 /// Conversations opened directly with a backend. Default size.
 pub const DIRECT: u32 = 1 << 16;
+/// Datagrams of which the first fragment was sent on. Default size.
+pub const FRAGMENTS: u32 = 1 << 14;
 /// Attached interfaces. Default size.
 pub const INTERFACES: u32 = 64;
 /// Bytes of the event ring; a power of two and a multiple of the page size.

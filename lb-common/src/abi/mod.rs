@@ -17,7 +17,9 @@ mod service;
 pub use address::{Address, Mac, Port};
 pub use backend::{Backend, BackendId, BackendState, Neighbour};
 pub use event::{Event, EventKind};
-pub use flow::{Answered, Conversation, Direct, Flow, FlowKey, FlowState, Ticks};
+pub use flow::{
+    Answered, Conversation, Direct, Flow, FlowKey, FlowState, Fragment, FragmentKey, Ticks,
+};
 pub use reason::{Counter, Fate, InterfaceCounters, Reason, Traffic};
 pub use service::{
     Algorithm, Endpoint, EndpointKey, Mode, Role, Service, ServiceId, Settings, Timeouts, Tunnel,

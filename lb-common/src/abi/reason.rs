@@ -67,7 +67,7 @@ pub(crate) use reasons;
 
 reasons! {
     Reason(Fate):
-    /// Neither IPv4 nor IPv6 (ARP, VLAN-tagged frames and others).
+    /// Neither IPv4 nor IPv6 (ARP, frames with more than two VLAN tags and others).
     NotIp = 0, Passed, "not-ip";
     /// The frame is shorter than its headers say, or a header contradicts itself.
     Malformed = 1, Passed, "malformed";
@@ -75,7 +75,8 @@ reasons! {
     Multicast = 2, Passed, "multicast";
     /// Neither TCP nor UDP: ICMP, ICMPv6 and others.
     OtherProtocol = 3, Passed, "other-protocol";
-    /// A fragment other than the first: it has no ports, and its first fragment was not taken.
+    /// A fragment other than the first: it has no ports, and its first fragment was not sent on in the
+    /// last 30 seconds.
     LaterFragment = 4, Passed, "later-fragment";
     /// More IPv6 extension headers than are followed, or one that hides the ports.
     UnknownExtension = 5, Passed, "unknown-extension";
@@ -99,46 +100,41 @@ reasons! {
     ToClient = 14, Forwarded, "to-client";
     /// An answer, sent by the kernel's routing table: no flow entry says where the client is.
     ToClientRouted = 15, Forwarded, "to-client-routed";
-    /// A first fragment to a service's port, or of an answer. Fragments are not yet forwarded.
-    FirstFragment = 16, Dropped, "first-fragment";
-    /// IPv4 options in a packet to a service's port, or in an answer. Not yet forwarded.
-    IpOptions = 17, Dropped, "ip-options";
-    /// IPv6 extension headers in a packet to a service's port, or in an answer. Not yet forwarded.
-    ExtensionHeaders = 18, Dropped, "extension-headers";
     /// The service has no backend that takes new flows.
-    NoBackend = 19, Dropped, "no-backend";
+    NoBackend = 16, Dropped, "no-backend";
     /// The service's record is missing: it is just being removed.
-    NoService = 20, Dropped, "no-service";
+    NoService = 17, Dropped, "no-service";
     /// The MAC address of the backend (dsr-l2), or of the next hop towards it (dsr-ipip, dsr-gue), is
     /// not known. The agent is resolving it; if this goes on, there is no route to the backend, or it
     /// or its gateway does not answer ARP/ND.
-    BackendUnresolved = 21, Dropped, "backend-unresolved";
+    BackendUnresolved = 18, Dropped, "backend-unresolved";
     /// No next hop for an answer: the client's gateway is not resolved, or there is no route.
-    ClientUnresolved = 22, Dropped, "client-unresolved";
+    ClientUnresolved = 19, Dropped, "client-unresolved";
     /// TTL or hop limit used up.
-    TtlExceeded = 23, Dropped, "ttl-exceeded";
+    TtlExceeded = 20, Dropped, "ttl-exceeded";
     /// To a service, from an address of the load balancer itself: forged.
-    MartianSource = 24, Dropped, "martian-source";
+    MartianSource = 21, Dropped, "martian-source";
     /// An answer from another backend than the one the flow is with now: a late packet.
-    StaleAnswer = 25, Dropped, "stale-answer";
+    StaleAnswer = 22, Dropped, "stale-answer";
     /// An answer without flow entry from a backend that several services share: whose it is cannot
     /// be told.
-    AmbiguousAnswer = 26, Dropped, "ambiguous-answer";
+    AmbiguousAnswer = 23, Dropped, "ambiguous-answer";
     /// The client already talks to this backend from the same port through another service that
     /// shares it: the backend could not tell the two apart.
-    ConversationTaken = 27, Dropped, "conversation-taken";
+    ConversationTaken = 24, Dropped, "conversation-taken";
     /// The frame has no room in front for the outer header (dsr-ipip, dsr-gue): the driver leaves less
     /// than 48 bytes of headroom.
-    NoHeadroom = 28, Dropped, "no-headroom";
+    NoHeadroom = 25, Dropped, "no-headroom";
     /// Too long for the tunnel to the backend: the client was told the longest packet that fits, by ICMP
     /// ("fragmentation needed") or ICMPv6 ("packet too big").
-    TooBig = 29, Answered, "too-big";
+    TooBig = 26, Answered, "too-big";
     /// Too long for the tunnel and without DF: XDP cannot cut it, so it is gone, and the client was told
     /// the longest packet that fits all the same.
-    TooBigWithoutDf = 30, Answered, "too-big-without-df";
+    TooBigWithoutDf = 27, Answered, "too-big-without-df";
     /// Too long for the tunnel, and the client was not told: others of its prefix (/24, /56) were told
-    /// too often in this second, or its address is none that can be answered.
-    TooBigSuppressed = 31, Dropped, "too-big-suppressed";
+    /// too often in this second, its address is none that can be answered, or it is a fragment other than
+    /// the first.
+    TooBigSuppressed = 28, Dropped, "too-big-suppressed";
 }
 
 impl Reason {

@@ -18,14 +18,14 @@
 
 use super::{
     Flows, Packet, Tables, Verdict,
-    parse::{self, Family, L3, Parsed},
-    rewrite,
+    parse::{self, Family, Parsed},
+    rewrite::{self, front},
 };
 use crate::{
     abi::{Address, Answered, Reason, Ticks},
     wire::{
         checksum::Delta,
-        eth::{self, EthernetHeader},
+        eth,
         icmp::{self, IcmpHeader, Word},
         ip::{self, Ipv4Header, Ipv6Header},
     },
@@ -148,7 +148,7 @@ fn prefix(client: &Address) -> Address {
 fn v4<P: Packet>(packet: &mut P, parsed: &Parsed, mtu: u16) -> Result<(), Reason> {
     const HEAD: usize = Ipv4Header::LEN + IcmpHeader::LEN;
     let quoted = quote(packet, parsed, HEAD, LONGEST_V4, eth::IPV4)?;
-    let header: &mut Ipv4Header = packet.at_mut(L3).ok_or(Reason::NoHeadroom)?;
+    let header: &mut Ipv4Header = packet.at_mut(parsed.l3()).ok_or(Reason::NoHeadroom)?;
     header.version_ihl = 0x45;
     header.tos = TOS;
     header.total_length = ((HEAD + quoted) as u16).to_be_bytes();
@@ -168,7 +168,7 @@ fn v4<P: Packet>(packet: &mut P, parsed: &Parsed, mtu: u16) -> Result<(), Reason
     };
     put(
         packet,
-        Ipv4Header::LEN,
+        parsed.l3() + Ipv4Header::LEN,
         message,
         quoted,
         LONGEST_V4 - HEAD,
@@ -181,7 +181,7 @@ fn v6<P: Packet>(packet: &mut P, parsed: &Parsed, mtu: u16) -> Result<(), Reason
     const HEAD: usize = Ipv6Header::LEN + IcmpHeader::LEN;
     let quoted = quote(packet, parsed, HEAD, LONGEST_V6, eth::IPV6)?;
     let length = ((IcmpHeader::LEN + quoted) as u16).to_be_bytes();
-    let header: &mut Ipv6Header = packet.at_mut(L3).ok_or(Reason::NoHeadroom)?;
+    let header: &mut Ipv6Header = packet.at_mut(parsed.l3()).ok_or(Reason::NoHeadroom)?;
     header.version_class_flow = [0x60 | TOS >> 4, TOS << 4, 0, 0];
     header.payload_length = length;
     header.next_header = ip::ICMPV6;
@@ -203,7 +203,7 @@ fn v6<P: Packet>(packet: &mut P, parsed: &Parsed, mtu: u16) -> Result<(), Reason
     };
     put(
         packet,
-        Ipv6Header::LEN,
+        parsed.l3() + Ipv6Header::LEN,
         message,
         quoted,
         LONGEST_V6 - HEAD,
@@ -222,26 +222,24 @@ fn quote<P: Packet>(
     ether_type: [u8; 2],
 ) -> Result<usize, Reason> {
     let quoted = usize::from(parsed.length).min(longest - head) & !3;
-    if !packet.grow_head(head) || !packet.shrink_tail(L3 + head + quoted) {
+    front::extend(packet, parsed, head, ether_type)?;
+    if !packet.shrink_tail(parsed.l3() + head + quoted) {
         return Err(Reason::NoHeadroom);
     }
-    let ethernet: &mut EthernetHeader = packet.at_mut(0).ok_or(Reason::NoHeadroom)?;
-    ethernet.ether_type = ether_type;
     Ok(quoted)
 }
 
-/// Writes the message's header behind an IP header of `header` bytes, with the checksum over it, over
+/// Writes the message's header at `offset`, behind its IP header, with the checksum over it, over
 /// `quoted` bytes behind it (of at most `most`), and over what was summed up before.
 #[inline(always)]
 fn put<P: Packet>(
     packet: &mut P,
-    header: usize,
+    offset: usize,
     message: IcmpHeader,
     quoted: usize,
     most: usize,
     before: Delta,
 ) -> Result<(), Reason> {
-    let offset = L3 + header;
     let mut sum = before
         .plus([message.kind, message.code])
         .plus([message.rest[0], message.rest[1]])

@@ -47,10 +47,7 @@ pub fn direction<'t, T: Tables, F: Flows>(
     };
     if let Some(endpoint) = tables.endpoint(&to) {
         if endpoint.role == Role::SERVICE {
-            return match parsed.irregular() {
-                Some(reason) => Err(reason),
-                None => Ok(Direction::ToBackend(endpoint)),
-            };
+            return Ok(Direction::ToBackend(endpoint));
         }
         return Err(opened_directly(parsed, to, endpoint, tables, flows));
     }
@@ -137,9 +134,6 @@ fn answer<'t, T: Tables, F: Flows>(
         let key = flow_key(parsed.destination, parsed.destination_port, endpoint);
         if let Some((stage, flow)) = flows.find(&key) {
             if flow.backend == endpoint.backend {
-                if let Some(reason) = parsed.irregular() {
-                    return Err(reason);
-                }
                 let found = (flow.address, flow.neighbour);
                 if track::from_backend(flow, stage, parsed, now) {
                     flows.confirm(&key);
@@ -185,9 +179,6 @@ fn without_flow<'t, T: Tables, F: Flows>(
     };
     if is_direct(&conversation, endpoint, tables, flows) {
         return Err(Reason::DirectFromBackend);
-    }
-    if let Some(reason) = parsed.irregular() {
-        return Err(reason);
     }
     if parsed.protocol == ip::TCP && parsed.flags & (SYN | ACK) == SYN {
         return Err(Reason::OpenedByBackend);

@@ -3,10 +3,11 @@
 //!
 //! Compiled twice: into the XDP program and into host code, which tests, fuzzing and tracing run.
 //! Reading order: [`parse`], [`classify`], [`select`] (with [`track`]), [`rewrite`]; and, for packets
-//! that do not go on, [`mod@answer`].
+//! that do not go on, [`mod@answer`], for those without ports, [`fragment`].
 
 pub mod answer;
 pub mod classify;
+pub mod fragment;
 mod packet;
 pub mod parse;
 pub mod rewrite;
@@ -22,7 +23,7 @@ use crate::{
     abi::{BackendId, EventKind, Fate, Reason, ServiceId},
     datapath::{
         classify::Direction,
-        parse::Parsed,
+        parse::{Parsed, Part},
         rewrite::{Mode, Step},
         select::Request,
     },
@@ -57,6 +58,9 @@ pub enum End {
     Sent(Verdict, Reason),
     /// [`answer()`] is to answer it so. Nothing of it has changed, and it is not counted yet.
     Answer(Answer),
+    /// [`fragment::follow`] is to send it after its first fragment. Nothing of it has changed, and it
+    /// is not counted yet.
+    Later,
 }
 
 /// A frame's whole way. Every frame leaves with a reason, and the reason is counted. `parsed` is
@@ -71,13 +75,18 @@ pub fn process<P: Packet, T: Tables, F: Flows>(
     let mut step = Step::default();
     let (ifindex, length) = (packet.ifindex(), packet.length());
     let sent = match parse::packet(packet, length, parsed) {
+        Ok(()) if parsed.part == Part::Later => return End::Later,
         Ok(()) => match forward(packet, parsed, &mut step, length, tables, flows) {
             Ok(sent) => sent,
             Err(reason) if reason.fate() == Fate::Answered => {
+                fragment::forget(parsed, flows);
                 let mtu = step.mtu;
                 return End::Answer(Answer { mtu, reason });
             }
-            Err(reason) => stop(reason, parsed, ifindex, flows),
+            Err(reason) => {
+                fragment::forget(parsed, flows);
+                stop(reason, parsed, ifindex, flows)
+            }
         },
         Err(reason) => Sent {
             verdict: Verdict::Pass,
@@ -115,6 +124,7 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             let choice = select::backend(&request, tables, flows)?;
             flows.count_forward(id, choice.id, length, choice.began);
             rewrite::towards(parsed, &from, mode, choice.backend, tables, flows, step)?;
+            fragment::towards(parsed, id, choice.id, choice.backend.generation, flows);
         }
         Direction::ToClient(answer) => {
             let id = answer.endpoint.service;
@@ -122,6 +132,7 @@ fn forward<P: Packet, T: Tables, F: Flows>(
             flows.count_back(id, answer.endpoint.backend, length);
             let ifindex = packet.ifindex();
             rewrite::back(parsed, ifindex, &answer, service, tables, flows, step)?;
+            fragment::back(parsed, id, answer.endpoint.backend, step, flows);
         }
     }
     rewrite::carry_out(packet, parsed, step, tables)

@@ -13,6 +13,11 @@ pub trait Packet {
     /// Index of the interface it came in on.
     fn ifindex(&self) -> u32;
 
+    /// The number at `place`, read from memory again: neither the compiler nor the verifier knows
+    /// more of it than its type says, and so they follow one way from here on, not one for each
+    /// value that was put there.
+    fn again(&self, place: &u16) -> u16;
+
     /// The header at `offset`; none if the frame ends before the header does.
     fn at<H: Header>(&self, offset: usize) -> Option<&H>;
 

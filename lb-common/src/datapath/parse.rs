@@ -8,14 +8,11 @@ use crate::{
     abi::{Address, Mac, Neighbour, Port, Reason, limits},
     datapath::Packet,
     wire::{
-        eth::{self, EthernetHeader},
+        eth::{self, EthernetHeader, VlanTag},
         ip::{self, ExtensionHeader, Ipv4Header, Ipv6Header},
-        l4::{Ports, TcpHeader, UdpHeader},
+        l4::{TcpHeader, UdpHeader},
     },
 };
-
-/// Offset of the IP header: frames with VLAN tags are not taken.
-pub const L3: usize = EthernetHeader::LEN;
 
 /// The IP version of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +22,18 @@ pub enum Family {
     V4 = 0,
     /// IPv6.
     V6 = 1,
+}
+
+/// What part of its datagram a packet is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// All of it.
+    Whole = 0,
+    /// The first fragment, which has the ports.
+    First = 1,
+    /// A later fragment, which has none.
+    Later = 2,
 }
 
 impl Family {
@@ -45,15 +54,9 @@ impl Family {
             Self::V6 => Ipv6Header::LEN,
         }
     }
-
-    /// Offset of the TCP or UDP header in a packet without options and extension headers.
-    #[inline(always)]
-    pub const fn l4(self) -> usize {
-        L3 + self.header_length()
-    }
 }
 
-/// A TCP or UDP packet with ports.
+/// A TCP or UDP packet.
 ///
 /// Too large for the program's stack: it lies in working memory that the caller lends, whose zeroed
 /// bytes are a value of every field.
@@ -63,20 +66,25 @@ pub struct Parsed {
     pub source: Address,
     /// Where it goes.
     pub destination: Address,
-    /// Source port.
+    /// Source port; 0 in a later fragment.
     pub source_port: Port,
-    /// Destination port.
+    /// Destination port; 0 in a later fragment.
     pub destination_port: Port,
-    /// [`ip::TCP`] or [`ip::UDP`].
+    /// [`ip::TCP`] or [`ip::UDP`]; in a later IPv6 fragment the header its payload begins with.
     pub protocol: u8,
     /// IP version.
     pub family: Family,
-    /// TCP flags; 0 for UDP and for irregular packets.
+    /// What part of its datagram it is.
+    pub part: Part,
+    /// TCP flags; 0 for UDP.
     pub flags: u8,
-    /// TCP sequence number, network order; 0 as above.
+    /// TCP sequence number, network order; 0 for UDP.
     pub sequence: [u8; 4],
-    /// TCP acknowledgement number, network order; 0 as above.
+    /// TCP acknowledgement number, network order; 0 for UDP.
     pub acknowledgement: [u8; 4],
+    /// What the fragments of a datagram have in common, network order (IPv4: its last two bytes).
+    /// Means something in fragments only.
+    pub identification: [u8; 4],
     /// Length of the IP packet in bytes.
     pub length: u16,
     /// TTL or hop limit.
@@ -85,19 +93,24 @@ pub struct Parsed {
     pub tos: u8,
     /// Whether routers may cut it into fragments: IPv4 without DF.
     pub may_be_cut: bool,
-    /// See [`Self::irregular`]: the reason's number, 0 for none.
-    irregular: u8,
+    /// See [`Self::l3`].
+    l3: u16,
+    /// See [`Self::l4`].
+    l4: u16,
 }
 
 impl Parsed {
-    /// Why it is not forwarded although it has ports: it is a first fragment, or has options or
-    /// extension headers. Its ports are the only thing known of its payload.
+    /// Offset of the IP header: behind the Ethernet header and its VLAN tags.
     #[inline(always)]
-    pub const fn irregular(&self) -> Option<Reason> {
-        match self.irregular {
-            0 => None,
-            number => Reason::from_number(number),
-        }
+    pub fn l3(&self) -> usize {
+        // The mask changes nothing: it tells the verifier the bound.
+        usize::from(self.l3) & 0x1f
+    }
+
+    /// Offset of the TCP or UDP header: behind IPv4 options and IPv6 extension headers.
+    #[inline(always)]
+    pub fn l4(&self) -> usize {
+        usize::from(self.l4) & limits::HEADERS_MASK
     }
 }
 
@@ -110,50 +123,71 @@ impl Default for Parsed {
             destination_port: Port::default(),
             protocol: 0,
             family: Family::V4,
+            part: Part::Whole,
             flags: 0,
             sequence: [0; 4],
             acknowledgement: [0; 4],
+            identification: [0; 4],
             length: 0,
             ttl: 0,
             tos: 0,
             may_be_cut: false,
-            irregular: 0,
+            l3: 0,
+            l4: 0,
         }
     }
 }
 
-/// What a header in front of the ports said.
-struct Layer3 {
+/// What lies behind the IP header.
+struct Payload {
     protocol: u8,
-    l4: usize,
+    /// Its offset in the frame.
+    start: usize,
     /// End of the packet, as an offset in the frame.
     end: usize,
-    irregular: Option<Reason>,
+    part: Part,
 }
 
 /// Reads a frame of `length` bytes up to its ports, or says why it is not ours.
 #[inline(always)]
 pub fn packet<P: Packet>(packet: &P, length: u32, parsed: &mut Parsed) -> Result<(), Reason> {
     let ethernet: &EthernetHeader = packet.at(0).ok_or(Reason::Malformed)?;
-    let family = match ethernet.ether_type {
-        eth::IPV4 => Family::V4,
-        eth::IPV6 => Family::V6,
+    if ethernet.is_group() {
+        return Err(match ethernet.ether_type {
+            eth::IPV4 | eth::IPV6 | eth::CUSTOMER_TAG | eth::SERVICE_TAG => Reason::Multicast,
+            _ => Reason::NotIp,
+        });
+    }
+    parsed.family = match ethernet.ether_type {
+        eth::IPV4 => {
+            parsed.l3 = EthernetHeader::LEN as u16;
+            Family::V4
+        }
+        eth::IPV6 => {
+            parsed.l3 = EthernetHeader::LEN as u16;
+            Family::V6
+        }
+        eth::CUSTOMER_TAG | eth::SERVICE_TAG => tagged(packet, parsed)?,
         _ => return Err(Reason::NotIp),
     };
-    if ethernet.is_group() {
-        return Err(Reason::Multicast);
-    }
-    parsed.family = family;
-    let layer = match family {
-        Family::V4 => v4(packet, length, parsed)?,
-        Family::V6 => v6(packet, length, parsed)?,
+    // Else the verifier would follow every number of tags through everything that comes.
+    let l3 = usize::from(packet.again(&parsed.l3)) & 0x1f;
+    let payload = match parsed.family {
+        Family::V4 => v4(packet, l3, length, parsed)?,
+        Family::V6 => v6(packet, l3, length, parsed)?,
     };
-    parsed.protocol = layer.protocol;
-    parsed.irregular = layer.irregular.map_or(0, |reason| reason as u8);
-    match (layer.irregular, layer.protocol) {
-        (None, ip::TCP) => tcp(packet, parsed, layer.end),
-        (None, ip::UDP) => udp(packet, parsed, layer.end),
-        (Some(_), ip::TCP | ip::UDP) => ports(packet, parsed, &layer),
+    parsed.protocol = payload.protocol;
+    parsed.part = payload.part;
+    parsed.l4 = payload.start as u16;
+    if payload.part == Part::Later {
+        parsed.source_port = Port::default();
+        parsed.destination_port = Port::default();
+        parsed.flags = 0;
+        return Ok(());
+    }
+    match payload.protocol {
+        ip::TCP => tcp(packet, parsed, &payload),
+        ip::UDP => udp(packet, parsed, &payload),
         _ => Err(Reason::OtherProtocol),
     }
 }
@@ -169,20 +203,40 @@ pub fn neighbour<P: Packet>(packet: &P) -> Result<Neighbour, Reason> {
     })
 }
 
+/// Looks behind one or two VLAN tags, which stay on the frame.
 #[inline(always)]
-fn v4<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, Reason> {
-    let header: &Ipv4Header = packet.at(L3).ok_or(Reason::Malformed)?;
+fn tagged<P: Packet>(packet: &P, parsed: &mut Parsed) -> Result<Family, Reason> {
+    let mut l3 = EthernetHeader::LEN;
+    for _ in 0..limits::VLAN_TAGS {
+        let tag: &VlanTag = packet.at(l3).ok_or(Reason::Malformed)?;
+        l3 += VlanTag::LEN;
+        parsed.l3 = l3 as u16;
+        match tag.ether_type {
+            eth::IPV4 => return Ok(Family::V4),
+            eth::IPV6 => return Ok(Family::V6),
+            eth::CUSTOMER_TAG | eth::SERVICE_TAG => {}
+            _ => return Err(Reason::NotIp),
+        }
+    }
+    Err(Reason::NotIp)
+}
+
+#[inline(always)]
+fn v4<P: Packet>(
+    packet: &P,
+    l3: usize,
+    frame: u32,
+    parsed: &mut Parsed,
+) -> Result<Payload, Reason> {
+    let header: &Ipv4Header = packet.at(l3).ok_or(Reason::Malformed)?;
     let header_length = header.header_length();
     let length = u16::from_be_bytes(header.total_length);
     if header.version() != 4
         || usize::from(header_length) < Ipv4Header::LEN
         || length < header_length
-        || frame < L3 as u32 + u32::from(length)
+        || frame < l3 as u32 + u32::from(length)
     {
         return Err(Reason::Malformed);
-    }
-    if header.fragment_offset() != 0 {
-        return Err(Reason::LaterFragment);
     }
     parsed.source = Address::v4(header.source);
     parsed.destination = Address::v4(header.destination);
@@ -190,28 +244,36 @@ fn v4<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.ttl = header.ttl;
     parsed.tos = header.tos;
     parsed.may_be_cut = !header.dont_fragment();
-    let irregular = if header.more_fragments() {
-        Some(Reason::FirstFragment)
-    } else if usize::from(header_length) > Ipv4Header::LEN {
-        Some(Reason::IpOptions)
+    let part = if header.is_whole() {
+        Part::Whole
     } else {
-        None
+        let [high, low] = header.identification;
+        parsed.identification = [0, 0, high, low];
+        match header.fragment_offset() {
+            0 => Part::First,
+            _ => Part::Later,
+        }
     };
-    Ok(Layer3 {
+    Ok(Payload {
         protocol: header.protocol,
-        l4: L3 + usize::from(header_length),
-        end: L3 + usize::from(length),
-        irregular,
+        start: l3 + usize::from(header_length),
+        end: l3 + usize::from(length),
+        part,
     })
 }
 
 #[inline(always)]
-fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, Reason> {
-    let header: &Ipv6Header = packet.at(L3).ok_or(Reason::Malformed)?;
+fn v6<P: Packet>(
+    packet: &P,
+    l3: usize,
+    frame: u32,
+    parsed: &mut Parsed,
+) -> Result<Payload, Reason> {
+    let header: &Ipv6Header = packet.at(l3).ok_or(Reason::Malformed)?;
     let length = (Ipv6Header::LEN as u16)
         .checked_add(u16::from_be_bytes(header.payload_length))
         .ok_or(Reason::Malformed)?;
-    if header.version() != 6 || frame < L3 as u32 + u32::from(length) {
+    if header.version() != 6 || frame < l3 as u32 + u32::from(length) {
         return Err(Reason::Malformed);
     }
     parsed.source = Address::v6(&header.source);
@@ -220,78 +282,65 @@ fn v6<P: Packet>(packet: &P, frame: u32, parsed: &mut Parsed) -> Result<Layer3, 
     parsed.ttl = header.hop_limit;
     parsed.may_be_cut = false;
     parsed.tos = (header.version_class_flow[0] << 4) | (header.version_class_flow[1] >> 4);
-    let layer = Layer3 {
+    let payload = Payload {
         protocol: header.next_header,
-        l4: L3 + Ipv6Header::LEN,
-        end: L3 + usize::from(length),
-        irregular: None,
+        start: l3 + Ipv6Header::LEN,
+        end: l3 + usize::from(length),
+        part: Part::Whole,
     };
-    match layer.protocol {
-        ip::TCP | ip::UDP => Ok(layer),
-        _ => extensions(packet, layer),
+    match payload.protocol {
+        ip::TCP | ip::UDP => Ok(payload),
+        _ => extensions(packet, payload, parsed),
     }
 }
 
 /// Follows IPv6 extension headers to the ports.
 #[inline(always)]
-fn extensions<P: Packet>(packet: &P, mut layer: Layer3) -> Result<Layer3, Reason> {
+fn extensions<P: Packet>(
+    packet: &P,
+    mut payload: Payload,
+    parsed: &mut Parsed,
+) -> Result<Payload, Reason> {
     for _ in 0..limits::EXTENSION_HEADERS {
-        match layer.protocol {
-            ip::TCP | ip::UDP => return Ok(layer),
+        match payload.protocol {
+            ip::TCP | ip::UDP => return Ok(payload),
             ip::HOP_BY_HOP | ip::ROUTING | ip::DESTINATION_OPTIONS | ip::FRAGMENT => {}
             _ => return Err(Reason::OtherProtocol),
         }
-        if layer.l4 + ExtensionHeader::LEN > layer.end {
+        if payload.start + ExtensionHeader::LEN > payload.end {
             return Err(Reason::Malformed);
         }
-        let extension: &ExtensionHeader = packet.at(layer.l4).ok_or(Reason::Malformed)?;
-        let mut why = Reason::ExtensionHeaders;
-        let mut length = ExtensionHeader::LEN;
-        if layer.protocol == ip::FRAGMENT {
+        let start = payload.start & limits::HEADERS_MASK;
+        let extension: &ExtensionHeader = packet.at(start).ok_or(Reason::Malformed)?;
+        let is_fragment = payload.protocol == ip::FRAGMENT;
+        payload.protocol = extension.next_header;
+        if is_fragment {
+            payload.start += ExtensionHeader::LEN;
+            parsed.identification = extension.rest;
             if extension.fragment_offset() != 0 {
-                return Err(Reason::LaterFragment);
+                payload.part = Part::Later;
+                return Ok(payload);
             }
-            // An atomic fragment (RFC 6946) has no further ones, and still a header too many.
+            // An atomic fragment (RFC 6946) is whole.
             if extension.more_fragments() {
-                why = Reason::FirstFragment;
+                payload.part = Part::First;
             }
         } else {
-            length = usize::from(extension.header_length());
+            payload.start += usize::from(extension.header_length());
         }
-        layer.l4 += length;
-        layer.irregular = match layer.irregular {
-            Some(Reason::FirstFragment) => layer.irregular,
-            _ => Some(why),
-        };
-        layer.protocol = extension.next_header;
     }
-    match layer.protocol {
-        ip::TCP | ip::UDP => Ok(layer),
+    match payload.protocol {
+        ip::TCP | ip::UDP => Ok(payload),
         _ => Err(Reason::UnknownExtension),
     }
 }
 
-/// The ports of an irregular packet; nothing else of it is looked at.
 #[inline(always)]
-fn ports<P: Packet>(packet: &P, parsed: &mut Parsed, layer: &Layer3) -> Result<(), Reason> {
-    if layer.l4 + Ports::LEN > layer.end {
-        return Err(Reason::Malformed);
-    }
-    let ports: &Ports = packet.at(layer.l4).ok_or(Reason::Malformed)?;
-    parsed.source_port = Port(ports.source);
-    parsed.destination_port = Port(ports.destination);
-    parsed.flags = 0;
-    parsed.sequence = [0; 4];
-    parsed.acknowledgement = [0; 4];
-    Ok(())
-}
-
-#[inline(always)]
-fn tcp<P: Packet>(packet: &P, parsed: &mut Parsed, end: usize) -> Result<(), Reason> {
-    let l4 = parsed.family.l4();
-    let tcp: &TcpHeader = packet.at(l4).ok_or(Reason::Malformed)?;
+fn tcp<P: Packet>(packet: &P, parsed: &mut Parsed, payload: &Payload) -> Result<(), Reason> {
+    let start = payload.start & limits::HEADERS_MASK;
+    let tcp: &TcpHeader = packet.at(start).ok_or(Reason::Malformed)?;
     let header_length = usize::from(tcp.header_length());
-    if header_length < TcpHeader::LEN || l4 + header_length > end {
+    if header_length < TcpHeader::LEN || start + header_length > payload.end {
         return Err(Reason::Malformed);
     }
     parsed.source_port = Port(tcp.source);
@@ -303,11 +352,16 @@ fn tcp<P: Packet>(packet: &P, parsed: &mut Parsed, end: usize) -> Result<(), Rea
 }
 
 #[inline(always)]
-fn udp<P: Packet>(packet: &P, parsed: &mut Parsed, end: usize) -> Result<(), Reason> {
-    let l4 = parsed.family.l4();
-    let udp: &UdpHeader = packet.at(l4).ok_or(Reason::Malformed)?;
+fn udp<P: Packet>(packet: &P, parsed: &mut Parsed, payload: &Payload) -> Result<(), Reason> {
+    let start = payload.start & limits::HEADERS_MASK;
+    let udp: &UdpHeader = packet.at(start).ok_or(Reason::Malformed)?;
     let length = usize::from(u16::from_be_bytes(udp.length));
-    if length < UdpHeader::LEN || l4 + length > end {
+    // The length is the datagram's, of which a fragment is a part.
+    let available = match payload.part {
+        Part::Whole => length,
+        Part::First | Part::Later => UdpHeader::LEN,
+    };
+    if length < UdpHeader::LEN || start + available > payload.end {
         return Err(Reason::Malformed);
     }
     parsed.source_port = Port(udp.source);

@@ -6,7 +6,8 @@
 use crate::{
     abi::{
         Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint, EndpointKey, Event,
-        EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
+        EventKind, Flow, FlowKey, Fragment, FragmentKey, Neighbour, Reason, Service, ServiceId,
+        Ticks, Tunnel,
     },
     datapath::parse::Parsed,
 };
@@ -78,6 +79,15 @@ pub trait Flows {
 
     /// Forgets a conversation.
     fn remove_direct(&mut self, conversation: &Conversation);
+
+    /// What was decided for a datagram's first fragment.
+    fn fragment(&mut self, key: &FragmentKey) -> Option<&mut Fragment>;
+
+    /// Notes what was decided for a datagram's first fragment, in place of an older one like it.
+    fn insert_fragment(&mut self, key: &FragmentKey, fragment: Fragment);
+
+    /// Forgets a datagram.
+    fn remove_fragment(&mut self, key: &FragmentKey);
 
     /// What the clients of a prefix, given by its first address, were told by ICMP.
     fn answered(&mut self, prefix: &Address) -> Option<&mut Answered>;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use crate::{
     abi::{
         Address, Answered, BackendId, Conversation, Direct, Event, EventKind, Flow, FlowKey,
-        InterfaceCounters, Reason, ServiceId, Settings, Ticks, Traffic,
+        Fragment, FragmentKey, InterfaceCounters, Reason, ServiceId, Settings, Ticks, Traffic,
     },
     datapath::{Began, Flows, Report, Stage},
 };
@@ -113,6 +113,8 @@ pub struct HostFlows {
     pub new: Lru<FlowKey, Flow>,
     /// Conversations opened with backends themselves.
     pub direct: Lru<Conversation, Direct>,
+    /// Datagrams of which the first fragment was sent on.
+    pub fragments: Lru<FragmentKey, Fragment>,
     /// ICMP messages, by prefix of clients.
     pub answered: Lru<Address, Answered>,
     /// Tickets drawn, by service.
@@ -143,6 +145,7 @@ impl HostFlows {
             confirmed: Lru::new(confirmed),
             new: Lru::new(new),
             direct: Lru::new(new),
+            fragments: Lru::new(new),
             answered: Lru::new(new),
             rotations: BTreeMap::new(),
             interfaces: BTreeMap::new(),
@@ -218,6 +221,18 @@ impl Flows for HostFlows {
 
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.direct.remove(conversation);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey) -> Option<&mut Fragment> {
+        self.fragments.get_mut(key)
+    }
+
+    fn insert_fragment(&mut self, key: &FragmentKey, fragment: Fragment) {
+        self.fragments.insert(*key, fragment);
+    }
+
+    fn remove_fragment(&mut self, key: &FragmentKey) {
+        self.fragments.remove(key);
     }
 
     fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {

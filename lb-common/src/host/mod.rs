@@ -53,6 +53,7 @@ pub fn process<T: Tables, F: Flows>(
     let (verdict, reason) = match end {
         End::Sent(verdict, reason) => (verdict, reason),
         End::Answer(answer) => datapath::answer(&mut packet, &parsed, &answer, tables, flows),
+        End::Later => datapath::fragment::follow(&mut packet, &parsed, tables, flows),
     };
     Outcome {
         verdict,

@@ -54,6 +54,10 @@ impl Packet for HostPacket {
         self.ifindex
     }
 
+    fn again(&self, place: &u16) -> u16 {
+        *place
+    }
+
     fn at<H: Header>(&self, offset: usize) -> Option<&H> {
         let place = self.bytes().get(offset..offset + size_of::<H>())?;
         H::ref_from_bytes(place).ok()

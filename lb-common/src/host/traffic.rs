@@ -25,11 +25,16 @@ use crate::{
 /// How many forwarded frames are remembered, to be answered.
 const MEMORY: usize = 512;
 
+/// How many later fragments wait for their turn.
+const WAITING: usize = 64;
+
 /// A source of random frames.
 #[derive(Clone, Debug)]
 pub struct Traffic {
     rng: Rng,
     sent: VecDeque<Frame>,
+    /// Later fragments of datagrams whose first was sent, and the interfaces they come in on.
+    rest: VecDeque<(u32, Vec<u8>)>,
 }
 
 impl Traffic {
@@ -38,6 +43,7 @@ impl Traffic {
         Self {
             rng: Rng::with_seed(seed),
             sent: VecDeque::with_capacity(MEMORY),
+            rest: VecDeque::with_capacity(WAITING),
         }
     }
 
@@ -60,16 +66,60 @@ impl Traffic {
     /// The next frame, and the interface that it comes in on.
     pub fn next(&mut self, world: &World) -> (u32, Vec<u8>) {
         let ifindex = *self.choose(&[CLIENTS, CLIENTS, BACKENDS]);
+        if self.rng.u8(0..100) < 5
+            && let Some(later) = self.rest.pop_front()
+        {
+            return later;
+        }
         let frame = match self.rng.u8(0..100) {
-            0..30 => self.towards_service(world).bytes(),
-            30..62 => self.going_on(world).bytes(),
-            62..70 => self.backends_answer(world).bytes(),
+            0..30 => {
+                let frame = self.towards_service(world);
+                self.dressed(ifindex, frame)
+            }
+            30..62 => {
+                let frame = self.going_on(world);
+                self.dressed(ifindex, frame)
+            }
+            62..70 => {
+                let frame = self.backends_answer(world);
+                self.dressed(ifindex, frame)
+            }
             70..74 => self.towards_backend(world).bytes(),
             74..82 => self.foreign(world),
             82..90 => self.irregular(world).bytes(),
             _ => self.lie(world),
         };
         (ifindex, frame)
+    }
+
+    /// A frame as it is, or behind VLAN tags, or with options or extension headers, or only its first
+    /// fragment, and then the others follow later.
+    fn dressed(&mut self, ifindex: u32, mut frame: Frame) -> Vec<u8> {
+        if self.rng.u8(0..16) == 0 {
+            frame = frame.tagged(&[7, 0x2008][..self.rng.usize(1..3)]);
+        }
+        if self.rng.u8(0..12) == 0 {
+            if frame.from.is_ipv4() {
+                frame.options = vec![1; 4 * self.rng.usize(1..11)];
+            }
+            for _ in 0..self.rng.u8(1..5) {
+                let number = *self.choose(&[ip::HOP_BY_HOP, ip::ROUTING, ip::DESTINATION_OPTIONS]);
+                frame.extensions.push((number, self.rng.u8(0..4)));
+            }
+        }
+        if self.rng.u8(0..12) != 0 {
+            return frame.bytes();
+        }
+        let bytes = *self.choose(&[32, 64, 1_400]);
+        let mut parts = frame.padding(0).fragments(bytes).into_iter();
+        let first = parts.next().expect("a first part");
+        for later in parts.take(self.rng.usize(1..3)) {
+            if self.rest.len() == WAITING {
+                self.rest.pop_front();
+            }
+            self.rest.push_back((ifindex, later));
+        }
+        first
     }
 
     fn choose<'a, T>(&mut self, from: &'a [T]) -> &'a T {
@@ -239,7 +289,7 @@ impl Traffic {
             1 => Frame::echo(from.ip(), to.ip()).bytes(),
             2 => {
                 let mut tagged = Frame::of(protocol, from, to, SYN);
-                tagged.vlans = vec![7];
+                tagged.vlans = vec![7, 8, 9];
                 tagged.bytes()
             }
             3 => Frame::of(protocol, from, to, SYN)
@@ -264,7 +314,7 @@ impl Traffic {
         }
     }
 
-    /// For a service or from a backend, but nothing that is forwarded.
+    /// For a service or from a backend, and out of the ordinary.
     fn irregular(&mut self, world: &World) -> Frame {
         let frame = match self.rng.u8(0..3) {
             0 => self.backends_answer(world),

@@ -100,6 +100,12 @@ impl Ipv4Header {
         self.version_ihl >> 4
     }
 
+    /// Whether this is a whole datagram and no fragment: offset 0 and no more fragments.
+    #[inline(always)]
+    pub const fn is_whole(&self) -> bool {
+        u16::from_be_bytes(self.fragment) & 0x3fff == 0
+    }
+
     /// Whether the header's checksum is right (RFC 791 section 3.1). Only for a header without
     /// options.
     #[inline(always)]

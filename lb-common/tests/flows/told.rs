@@ -28,7 +28,7 @@ fn new_flows_are_told_but_not_too_often_and_drops_not_at_all_if_so_set() {
     };
     for port in 40_000..40_010 {
         forwarded(lb.from_client(&packet(WEB, port, SYN)));
-        lb.from_client(&packet(WEB, port, SYN).irregular());
+        lb.from_client(&packet(WEB, port, SYN).ttl(1));
     }
     lb.flows.pass(Duration::from_millis(100));
     forwarded(lb.from_client(&packet(WEB, 40_010, SYN)));

@@ -132,6 +132,7 @@ fn sizes(raw: &RawSizes) -> Result<Sizes, Error> {
         flows: entries("flows", raw.flows, default.flows)?,
         new_flows: entries("new_flows", raw.new_flows, default.new_flows)?,
         direct: entries("direct", raw.direct, default.direct)?,
+        fragments: entries("fragments", raw.fragments, default.fragments)?,
         locals: entries("locals", raw.locals, default.locals)?,
         interfaces: entries("interfaces", raw.interfaces, default.interfaces)?,
         event_bytes,

@@ -134,6 +134,9 @@ pub struct RawSizes {
     /// Conversations opened directly with a backend.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub direct: Option<u32>,
+    /// Datagrams whose later fragments follow the first.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fragments: Option<u32>,
     /// Addresses of this host.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locals: Option<u32>,

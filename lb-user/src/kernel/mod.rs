@@ -54,6 +54,8 @@ pub struct Sizes {
     pub new_flows: u32,
     /// Conversations opened directly with a backend.
     pub direct: u32,
+    /// Datagrams whose later fragments follow the first.
+    pub fragments: u32,
     /// Addresses of this host.
     pub locals: u32,
     /// Attached interfaces.
@@ -71,6 +73,7 @@ impl Default for Sizes {
             flows: limits::FLOWS,
             new_flows: limits::NEW_FLOWS,
             direct: limits::DIRECT,
+            fragments: limits::FRAGMENTS,
             locals: limits::LOCALS,
             interfaces: limits::INTERFACES,
             event_bytes: limits::EVENT_BYTES,
@@ -88,6 +91,7 @@ impl Sizes {
             "flows" => self.flows,
             "new_flows" => self.new_flows,
             "direct" => self.direct,
+            "fragments" => self.fragments,
             "locals" => self.locals,
             "if_counters" => self.interfaces,
             "events" => self.event_bytes,
@@ -97,7 +101,7 @@ impl Sizes {
 }
 
 /// The maps whose size is in [`Sizes`].
-const SIZED: [&str; 12] = [
+const SIZED: [&str; 13] = [
     "services",
     "slots",
     "rotations",
@@ -108,6 +112,7 @@ const SIZED: [&str; 12] = [
     "flows",
     "new_flows",
     "direct",
+    "fragments",
     "locals",
     "if_counters",
 ];

@@ -41,7 +41,7 @@ const FLOW_TABLES: [&str; 2] = ["flows", "new_flows"];
 const PROGRAMS: &str = "programs";
 
 /// The programs of rare ways, in the order of their places in that map.
-const RARE: [&str; 1] = ["answer"];
+const RARE: [&str; 2] = ["answer", "later"];
 
 /// The maps whose living contents must fit into the new size: what the agent has written.
 const KEPT_WHOLE: [&str; 3] = ["services", "backends", "endpoints"];

@@ -9,7 +9,7 @@ use std::{cell::RefCell, collections::BTreeMap, marker::PhantomData, path::Path}
 use anyhow::{Context, Result, bail, ensure};
 use lb_common::abi::{
     ABI_VERSION, Address, Answered, Backend, BackendId, Conversation, Direct, Endpoint,
-    EndpointKey, Flow, FlowKey, Service, ServiceId, Settings,
+    EndpointKey, Flow, FlowKey, Fragment, FragmentKey, Service, ServiceId, Settings,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -31,6 +31,7 @@ pub struct Pinned {
     flows: Entries<FlowKey, Flow>,
     new_flows: Entries<FlowKey, Flow>,
     direct: Entries<Conversation, Direct>,
+    fragments: Entries<FragmentKey, Fragment>,
     answered: Entries<Address, Answered>,
     rotations: RawMap,
     slots: Entries<u32, u32>,
@@ -67,6 +68,7 @@ impl Pinned {
             flows: Entries::open(&pins, "flows")?,
             new_flows: Entries::open(&pins, "new_flows")?,
             direct: Entries::open(&pins, "direct")?,
+            fragments: Entries::open(&pins, "fragments")?,
             answered: Entries::open(&pins, "answered")?,
             rotations: open(&pins, "rotations")?,
             slots: Entries::open(&pins, "slots")?,
@@ -165,6 +167,15 @@ impl Pinned {
     /// As [`Pinned::endpoint`].
     pub fn direct(&self, conversation: &Conversation) -> Result<Option<Direct>> {
         self.direct.find(conversation)
+    }
+
+    /// What was decided for a datagram's first fragment.
+    ///
+    /// # Errors
+    ///
+    /// As [`Pinned::endpoint`].
+    pub fn fragment(&self, key: &FragmentKey) -> Result<Option<Fragment>> {
+        self.fragments.find(key)
     }
 
     /// What the clients of a prefix were told by ICMP.

@@ -8,8 +8,8 @@ use std::cell::RefCell;
 use lb_common::{
     abi::{
         Address, Answered, Backend, BackendId, BackendState, Conversation, Direct, Endpoint,
-        EndpointKey, EventKind, Flow, FlowKey, Neighbour, Reason, Service, ServiceId, Ticks,
-        Tunnel,
+        EndpointKey, EventKind, Flow, FlowKey, Fragment, FragmentKey, Neighbour, Reason, Service,
+        ServiceId, Ticks, Tunnel,
     },
     datapath::{
         Began, Flows, Packet as _, Report, Stage, Tables,
@@ -47,6 +47,12 @@ pub enum Asked {
     InsertDirect(Conversation),
     /// Such an entry is forgotten, if there is one.
     RemoveDirect(Conversation),
+    /// What was decided for a later fragment's first, or an older one's like it, as it was found.
+    Fragment(FragmentKey, Option<Fragment>),
+    /// What is decided for a first fragment is noted.
+    InsertFragment(FragmentKey),
+    /// Such a note is forgotten.
+    RemoveFragment(FragmentKey),
     /// What the clients of a prefix were told by ICMP before, as it was found.
     Answered(Address, Option<Answered>),
     /// A round-robin ticket is drawn.
@@ -303,6 +309,23 @@ impl<F: Flows> Flows for NotedFlows<'_, F> {
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.note(Asked::RemoveDirect(*conversation));
         self.flows.remove_direct(conversation);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey) -> Option<&mut Fragment> {
+        let found = self.flows.fragment(key);
+        let copy = found.as_deref().copied();
+        self.asked.borrow_mut().push(Asked::Fragment(*key, copy));
+        found
+    }
+
+    fn insert_fragment(&mut self, key: &FragmentKey, fragment: Fragment) {
+        self.note(Asked::InsertFragment(*key));
+        self.flows.insert_fragment(key, fragment);
+    }
+
+    fn remove_fragment(&mut self, key: &FragmentKey) {
+        self.note(Asked::RemoveFragment(*key));
+        self.flows.remove_fragment(key);
     }
 
     fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {

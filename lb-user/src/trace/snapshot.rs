@@ -14,7 +14,8 @@ use elsa::FrozenBTreeMap;
 use lb_common::{
     abi::{
         Address, Answered, Backend, BackendId, BackendState, Conversation, Direct, Endpoint,
-        EndpointKey, Flow, FlowKey, Mode, Neighbour, Reason, Service, ServiceId, Ticks, Tunnel,
+        EndpointKey, Flow, FlowKey, Fragment, FragmentKey, Mode, Neighbour, Reason, Service,
+        ServiceId, Ticks, Tunnel,
     },
     datapath::{Began, Flows, Report, Stage, Tables, parse::Parsed},
     host::HostFlows,
@@ -150,6 +151,7 @@ pub(super) struct LiveFlows<'k> {
     pub(super) host: HostFlows,
     flows: BTreeSet<FlowKey>,
     conversations: BTreeSet<Conversation>,
+    datagrams: BTreeSet<FragmentKey>,
     prefixes: BTreeSet<Address>,
     services: BTreeSet<ServiceId>,
 }
@@ -167,6 +169,7 @@ impl<'k> LiveFlows<'k> {
             host,
             flows: BTreeSet::new(),
             conversations: BTreeSet::new(),
+            datagrams: BTreeSet::new(),
             prefixes: BTreeSet::new(),
             services: BTreeSet::new(),
         }
@@ -189,6 +192,14 @@ impl<'k> LiveFlows<'k> {
             && let Some(direct) = self.failure.noted(self.maps.direct(conversation))
         {
             self.host.direct.insert(*conversation, direct);
+        }
+    }
+
+    fn load_fragment(&mut self, key: &FragmentKey) {
+        if self.datagrams.insert(*key)
+            && let Some(fragment) = self.failure.noted(self.maps.fragment(key))
+        {
+            self.host.fragments.insert(*key, fragment);
         }
     }
 
@@ -254,6 +265,21 @@ impl Flows for LiveFlows<'_> {
     fn remove_direct(&mut self, conversation: &Conversation) {
         self.load_direct(conversation);
         self.host.remove_direct(conversation);
+    }
+
+    fn fragment(&mut self, key: &FragmentKey) -> Option<&mut Fragment> {
+        self.load_fragment(key);
+        self.host.fragment(key)
+    }
+
+    fn insert_fragment(&mut self, key: &FragmentKey, fragment: Fragment) {
+        self.load_fragment(key);
+        self.host.insert_fragment(key, fragment);
+    }
+
+    fn remove_fragment(&mut self, key: &FragmentKey) {
+        self.load_fragment(key);
+        self.host.remove_fragment(key);
     }
 
     fn answered(&mut self, prefix: &Address) -> Option<&mut Answered> {

@@ -5,9 +5,12 @@ use std::net::SocketAddr;
 use lb_common::{
     abi::{
         self, Address, Backend, BackendId, BackendState, Endpoint, EndpointKey, EventKind, Flow,
-        FlowKey, Neighbour, Port, Role, Service, ServiceId, Ticks,
+        FlowKey, Fragment, Neighbour, Port, Role, Service, ServiceId, Ticks,
     },
-    datapath::{Began, Stage, parse::Parsed},
+    datapath::{
+        Began, Stage,
+        parse::{Parsed, Part},
+    },
 };
 
 use super::{
@@ -104,6 +107,15 @@ impl<'r> Telling<'r> {
                     "the conversation is remembered, so that the answers pass".to_owned(),
                 )),
                 Asked::RemoveDirect(_) => None,
+                Asked::Fragment(_, found) => match self.run.parsed.part {
+                    Part::Later => Some(Step::new("fragment", self.follows(found.as_ref()))),
+                    Part::First | Part::Whole => None,
+                },
+                Asked::InsertFragment(_) => Some(Step::new(
+                    "fragment",
+                    "noted, so that the datagram's other fragments follow".to_owned(),
+                )),
+                Asked::RemoveFragment(_) => None,
                 Asked::Answered(..) => None,
                 Asked::Route(to, found) => Some(Step::new("route", self.route(to, found.as_ref()))),
                 Asked::Report(EventKind::NEIGHBOUR, address) => Some(Step::new(
@@ -115,6 +127,22 @@ impl<'r> Telling<'r> {
             steps.extend(told);
         }
         steps
+    }
+
+    /// What a later fragment's first has left.
+    fn follows(&self, found: Option<&Fragment>) -> String {
+        match found {
+            None => "no first fragment of this datagram was sent on".to_owned(),
+            Some(first) => format!(
+                "the first fragment was sent on {} ago, {} {}",
+                self.ago(first.seen),
+                match first.address == Address::default() {
+                    true => "to",
+                    false => "from",
+                },
+                self.backend_name(first.backend)
+            ),
+        }
     }
 
     /// What an address and port mean.

@@ -20,7 +20,7 @@ use lb_common::{
     datapath::Verdict,
     host::{
         Balancer, HostFlows, Outcome,
-        frame::{checksums, describe, inner},
+        frame::{checksums, describe, inner, l3},
         traffic::Traffic,
         world::{GUE_PORT, World},
     },
@@ -186,14 +186,16 @@ fn check_answer(frame: &[u8], outcome: &Outcome) -> Result<()> {
         sums.ip != Some(false) && sums.transport == Some(true),
         "an answer with a wrong checksum"
     );
-    let (head, longest) = match answer.get(12..14) {
-        Some([0x08, 0x00]) => (14 + 20 + 8, 14 + 576),
-        _ => (14 + 40 + 8, 14 + 1280),
+    let l3 = l3(frame).context("an answer to what is no IP")?;
+    ensure!(answer[12..l3] == frame[12..l3], "other VLAN tags");
+    let (head, longest) = match answer[l3 - 2..l3] {
+        [0x08, 0x00] => (l3 + 20 + 8, l3 + 576),
+        _ => (l3 + 40 + 8, l3 + 1280),
     };
     ensure!(answer.len() <= longest, "a long answer");
     let quoted = &answer[head..];
     ensure!(
-        quoted.len() >= 28 && frame[14..].starts_with(quoted),
+        quoted.len() >= 28 && frame[l3..].starts_with(quoted),
         "an answer about another packet"
     );
     let is_back = answer[..6] == frame[6..12] && answer[6..12] == frame[..6];

@@ -4,6 +4,7 @@
 //! before the first byte changes.
 
 mod dsr_l2;
+pub(super) mod front;
 mod gue;
 mod ipip;
 mod nat;
@@ -69,7 +70,7 @@ pub struct Step {
     /// The new port; the destination port of an outer UDP header.
     port: Port,
     /// The new address; the destination of an outer header.
-    address: Address,
+    pub(super) address: Address,
     /// The source of an outer header.
     source: Address,
     /// The flow's hash, for outer headers.
@@ -77,7 +78,7 @@ pub struct Step {
     /// Longest packet that fits, where this one does not.
     pub(super) mtu: u16,
     /// Where the frame goes; an unresolved neighbour: to the kernel, which routes the packet.
-    next: Neighbour,
+    pub(super) next: Neighbour,
 }
 
 impl Default for Step {
@@ -152,6 +153,18 @@ pub fn back<T: Tables, F: Flows>(
     step: &mut Step,
 ) -> Result<(), Reason> {
     nat::back(parsed, ifindex, answer, service, tables, flows, step)
+}
+
+/// Decides what happens to the rest of a backend's answer, whose first fragment went to `neighbour`
+/// as from `address`.
+#[inline(always)]
+pub fn rest_back(
+    parsed: &Parsed,
+    address: Address,
+    neighbour: Neighbour,
+    step: &mut Step,
+) -> Result<(), Reason> {
+    nat::rest_back(parsed, address, neighbour, step)
 }
 
 /// Changes the packet and sends it.

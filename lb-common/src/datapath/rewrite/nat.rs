@@ -10,7 +10,7 @@ use crate::{
     datapath::{
         Flows, Packet, Tables,
         classify::Answer,
-        parse::{Family, L3, Parsed},
+        parse::{Family, Parsed, Part},
     },
     wire::{
         checksum::Delta,
@@ -74,6 +74,22 @@ pub(super) fn back<T: Tables, F: Flows>(
     Ok(())
 }
 
+/// Decides what happens to the rest of a backend's answer.
+#[inline(always)]
+pub(super) fn rest_back(
+    parsed: &Parsed,
+    address: Address,
+    neighbour: Neighbour,
+    step: &mut Step,
+) -> Result<(), Reason> {
+    alive(parsed)?;
+    step.change = Change::Source;
+    step.address = address;
+    step.next = neighbour;
+    step.reason = Reason::ToClient;
+    Ok(())
+}
+
 /// Puts the new address and port into one end of the packet and brings the checksums up to date.
 #[inline(always)]
 pub(super) fn translate<P: Packet>(
@@ -86,10 +102,14 @@ pub(super) fn translate<P: Packet>(
     // Otherwise the kernel forwards the packet, and counts the hop.
     let is_hop = step.next.is_resolved();
     let delta = match parsed.family {
-        Family::V4 => v4(packet, end, address, is_hop)?,
-        Family::V6 => v6(packet, end, address, is_hop)?,
+        Family::V4 => v4(packet, parsed.l3(), end, address, is_hop)?,
+        Family::V6 => v6(packet, parsed.l3(), end, address, is_hop)?,
     };
-    let l4 = parsed.family.l4();
+    if parsed.part == Part::Later {
+        // The checksum that covers the addresses lies in the first fragment.
+        return Ok(());
+    }
+    let l4 = parsed.l4();
     if parsed.protocol == ip::TCP {
         let tcp: &mut TcpHeader = packet.at_mut(l4).ok_or(Reason::Malformed)?;
         let place = match end {
@@ -116,11 +136,12 @@ pub(super) fn translate<P: Packet>(
 #[inline(always)]
 fn v4<P: Packet>(
     packet: &mut P,
+    l3: usize,
     end: End,
     address: &Address,
     is_hop: bool,
 ) -> Result<Delta, Reason> {
-    let header: &mut Ipv4Header = packet.at_mut(L3).ok_or(Reason::Malformed)?;
+    let header: &mut Ipv4Header = packet.at_mut(l3).ok_or(Reason::Malformed)?;
     let new = address.v4_bytes();
     let place = match end {
         End::Source => &mut header.source,
@@ -142,11 +163,12 @@ fn v4<P: Packet>(
 #[inline(always)]
 fn v6<P: Packet>(
     packet: &mut P,
+    l3: usize,
     end: End,
     address: &Address,
     is_hop: bool,
 ) -> Result<Delta, Reason> {
-    let header: &mut Ipv6Header = packet.at_mut(L3).ok_or(Reason::Malformed)?;
+    let header: &mut Ipv6Header = packet.at_mut(l3).ok_or(Reason::Malformed)?;
     let place = match end {
         End::Source => &mut header.source,
         End::Destination => &mut header.destination,

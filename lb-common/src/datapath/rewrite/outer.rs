@@ -8,17 +8,17 @@
 //! goes through the kernel's stack: unresolved means dropped, as in `dsr-l2`. One that is too long
 //! for the way to the backend, with its outer headers, is answered ([`mod@crate::datapath::answer`]).
 
-use super::{Change, Step, alive, gue};
+use super::{Change, Step, alive, front, gue};
 use crate::{
     abi::{Address, Backend, Reason},
     datapath::{
         Packet, Tables,
-        parse::{Family, L3, Parsed},
+        parse::{Family, Parsed},
         select,
     },
     wire::{
         checksum::Delta,
-        eth::{self, EthernetHeader},
+        eth,
         ip::{self, Ipv4Header, Ipv6Header},
         l4::UdpHeader,
     },
@@ -102,8 +102,8 @@ fn varied(address: &Address, variation: u32) -> Address {
     zerocopy::transmute!(words)
 }
 
-/// Puts the outer headers in front of the packet, and an Ethernet header, without addresses yet, in
-/// front of those.
+/// Puts the outer headers in front of the packet, and an Ethernet header, without addresses yet, with
+/// the frame's VLAN tags in front of those.
 #[inline(always)]
 pub(super) fn put<P: Packet>(
     packet: &mut P,
@@ -121,7 +121,8 @@ pub(super) fn put<P: Packet>(
 fn v4<P: Packet>(packet: &mut P, parsed: &Parsed, kind: Kind, step: &Step) -> Result<(), Reason> {
     let head = Ipv4Header::LEN + kind.length();
     begin(packet, parsed, head, eth::IPV4)?;
-    let header: &mut Ipv4Header = packet.at_mut(L3).ok_or(Reason::NoHeadroom)?;
+    let l3 = parsed.l3();
+    let header: &mut Ipv4Header = packet.at_mut(l3).ok_or(Reason::NoHeadroom)?;
     let length = (parsed.length + head as u16).to_be_bytes();
     let (source, destination) = (step.source.v4_bytes(), step.address.v4_bytes());
     let protocol = protocol(parsed, kind);
@@ -143,14 +144,15 @@ fn v4<P: Packet>(packet: &mut P, parsed: &Parsed, kind: Kind, step: &Step) -> Re
         .plus2(source)
         .plus2(destination)
         .checksum();
-    finish(packet, parsed, kind, L3 + Ipv4Header::LEN, step)
+    finish(packet, parsed, kind, l3 + Ipv4Header::LEN, step)
 }
 
 #[inline(always)]
 fn v6<P: Packet>(packet: &mut P, parsed: &Parsed, kind: Kind, step: &Step) -> Result<(), Reason> {
     let head = Ipv6Header::LEN + kind.length();
     begin(packet, parsed, head, eth::IPV6)?;
-    let header: &mut Ipv6Header = packet.at_mut(L3).ok_or(Reason::NoHeadroom)?;
+    let l3 = parsed.l3();
+    let header: &mut Ipv6Header = packet.at_mut(l3).ok_or(Reason::NoHeadroom)?;
     let label = (step.hash >> 44) as u32;
     let first = 6 << 28 | u32::from(parsed.tos) << 20 | label;
     header.version_class_flow = first.to_be_bytes();
@@ -159,7 +161,7 @@ fn v6<P: Packet>(packet: &mut P, parsed: &Parsed, kind: Kind, step: &Step) -> Re
     header.hop_limit = TTL;
     header.source = step.source.0;
     header.destination = step.address.0;
-    finish(packet, parsed, kind, L3 + Ipv6Header::LEN, step)
+    finish(packet, parsed, kind, l3 + Ipv6Header::LEN, step)
 }
 
 /// The protocol number in an outer header.
@@ -180,12 +182,10 @@ fn begin<P: Packet>(
     head: usize,
     ether_type: [u8; 2],
 ) -> Result<(), Reason> {
-    if usize::from(parsed.length) + head > usize::from(u16::MAX) || !packet.grow_head(head) {
+    if usize::from(parsed.length) + head > usize::from(u16::MAX) {
         return Err(Reason::NoHeadroom);
     }
-    let ethernet: &mut EthernetHeader = packet.at_mut(0).ok_or(Reason::NoHeadroom)?;
-    ethernet.ether_type = ether_type;
-    Ok(())
+    front::extend(packet, parsed, head, ether_type)
 }
 
 /// What comes behind the outer IP header, from `offset` on.

@@ -5,7 +5,7 @@
 
 use crate::{
     abi::{Address, Port},
-    datapath::parse::Parsed,
+    datapath::parse::{Parsed, Part},
 };
 
 /// FNV-1a, 64 bits (RFC 9923), with a finishing mix so that all bits depend on all input.
@@ -49,9 +49,13 @@ pub(super) fn client(seed: u32, address: &Address, port: Port, protocol: u8, att
 }
 
 /// The hash of a packet's flow, the same on every load balancer: for what spreads flows over
-/// receivers' queues and over equal paths, not for the choice of a backend.
+/// receivers' queues and over equal paths, not for the choice of a backend. Fragments, of which
+/// only the first has ports, are one flow for each client.
 #[inline(always)]
 pub fn flow(parsed: &Parsed) -> u64 {
+    if parsed.part != Part::Whole {
+        return client(0, &parsed.source, Port::default(), 0, 0xff);
+    }
     let port = u32::from(parsed.destination_port.number());
     client(
         port,

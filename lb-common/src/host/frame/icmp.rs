@@ -5,14 +5,14 @@ use std::net::IpAddr;
 use super::{Frame, Transport};
 use crate::{
     host::frame::pseudo_header,
-    wire::{checksum, eth::EthernetHeader, ip},
+    wire::{checksum, ip},
 };
 
 /// The answer to a packet that is too long: the longest that fits is `mtu` bytes. Addresses and MACs
 /// are the frame's, exchanged; as much of the packet as fits into 576 bytes, or 1280, is quoted.
 pub fn too_big(frame: &Frame, mtu: u16) -> Vec<u8> {
     let mut packet = frame.clone().padding(0).bytes();
-    packet.drain(..EthernetHeader::LEN);
+    packet.drain(..frame.l3());
     let [high, low] = mtu.to_be_bytes();
     let (head, number, longest) = match frame.from {
         IpAddr::V4(_) => ([3, 4], ip::ICMP, 576 - 20 - 8),
@@ -32,9 +32,10 @@ pub fn too_big(frame: &Frame, mtu: u16) -> Vec<u8> {
         .ttl(64)
         .payload(&message);
     answer.tos = 0xc0;
+    answer.vlans.clone_from(&frame.vlans);
     answer.dont_fragment = frame.from.is_ipv4();
     let mut bytes = answer.bytes();
-    let header = &mut bytes[EthernetHeader::LEN..];
+    let header = &mut bytes[frame.l3()..];
     if frame.from.is_ipv4() {
         header[4..6].fill(0);
         header[10..12].fill(0);

@@ -8,7 +8,7 @@ mod read;
 mod tunnel;
 
 pub use icmp::too_big;
-pub use read::{Checksums, checksums, describe};
+pub use read::{Checksums, checksums, describe, l3};
 pub use tunnel::{Outer, inner};
 
 use std::net::{IpAddr, SocketAddr};
@@ -298,18 +298,55 @@ impl Frame {
         }
     }
 
+    /// Where its packet begins: behind the VLAN tags.
+    pub const fn l3(&self) -> usize {
+        EthernetHeader::LEN + 4 * self.vlans.len()
+    }
+
+    /// With these VLAN tags, outermost first.
+    #[must_use]
+    pub fn tagged(mut self, vlans: &[u16]) -> Self {
+        self.vlans = vlans.to_vec();
+        self
+    }
+
+    /// Its parts of at most `bytes` bytes (a multiple of eight) behind the IP header, first part
+    /// first.
+    ///
+    /// # Panics
+    ///
+    /// If it is longer than a datagram can be.
+    pub fn fragments(&self, bytes: usize) -> Vec<Vec<u8>> {
+        let whole = self.transport_bytes();
+        let count = whole.len().div_ceil(bytes);
+        (0..count)
+            .map(|nth| {
+                let from = nth * bytes;
+                let part = &whole[from..whole.len().min(from + bytes)];
+                let offset = u16::try_from(from / 8).expect("no datagram is longer");
+                let frame = self.clone().fragment(offset, nth + 1 < count);
+                frame.with_body(part)
+            })
+            .collect()
+    }
+
     /// The frame's bytes.
     pub fn bytes(&self) -> Vec<u8> {
+        let body = match self.fragment {
+            Some(fragment) if fragment.offset != 0 => self.payload.clone(),
+            _ => self.transport_bytes(),
+        };
+        self.with_body(&body)
+    }
+
+    /// The frame with this behind its IP header.
+    fn with_body(&self, body: &[u8]) -> Vec<u8> {
         let mut bytes = self.destination.0.to_vec();
         bytes.extend(self.source.0);
         for vlan in &self.vlans {
             bytes.extend([0x81, 0x00]);
             bytes.extend(vlan.to_be_bytes());
         }
-        let body = match self.fragment {
-            Some(fragment) if fragment.offset != 0 => self.payload.clone(),
-            _ => self.transport_bytes(),
-        };
         match (self.from, self.to) {
             (IpAddr::V4(from), IpAddr::V4(to)) => {
                 bytes.extend(eth::IPV4);

@@ -46,12 +46,23 @@ pub(super) struct Cut<'f> {
 }
 
 pub(super) fn cut(frame: &[u8]) -> Option<Cut<'_>> {
-    let (ethernet, packet) = EthernetHeader::read_from_prefix(frame).ok()?;
-    match ethernet.ether_type {
+    let l3 = l3(frame)?;
+    let packet = &frame[l3..];
+    match [frame[l3 - 2], frame[l3 - 1]] {
         eth::IPV4 => cut_v4(packet),
         eth::IPV6 => cut_v6(packet),
         _ => None,
     }
+}
+
+/// Where the packet of a frame begins: behind at most two VLAN tags.
+pub fn l3(frame: &[u8]) -> Option<usize> {
+    let is_tag = |at: usize| matches!(frame.get(at - 2..at), Some([0x81, 0] | [0x88, 0xa8]));
+    let untagged = EthernetHeader::LEN;
+    let l3 = [untagged, untagged + 4, untagged + 8]
+        .into_iter()
+        .find(|&at| !is_tag(at))?;
+    (l3 <= frame.len()).then_some(l3)
 }
 
 fn cut_v4(packet: &[u8]) -> Option<Cut<'_>> {
@@ -163,7 +174,8 @@ impl Frame {
     pub fn read(frame: &[u8]) -> Option<Self> {
         let (ethernet, _) = EthernetHeader::read_from_prefix(frame).ok()?;
         let cut = cut(frame)?;
-        let regular = cut.fragment == (0, false)
+        let regular = l3(frame)? == EthernetHeader::LEN
+            && cut.fragment == (0, false)
             && cut.extensions.is_empty()
             && matches!(cut.v4_header.len(), 0 | Ipv4Header::LEN);
         if !regular {

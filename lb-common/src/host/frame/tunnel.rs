@@ -2,15 +2,13 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use zerocopy::FromBytes as _;
 
-use super::{Frame, Transport, checksums, read::cut};
-use crate::wire::{
-    checksum,
-    eth::{self, EthernetHeader},
-    ip,
-    l4::UdpHeader,
+use super::{
+    Frame, Transport, checksums,
+    read::{cut, l3},
 };
+use crate::wire::{checksum, eth, ip, l4::UdpHeader};
 
 /// Outer headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +29,12 @@ impl Outer {
     /// `frame` with these headers in front of its packet: TTL 64, over IPv4 DF and identification 0,
     /// no UDP checksum. The Ethernet addresses and the padding are the frame's.
     pub fn around(&self, frame: &Frame) -> Vec<u8> {
-        let mut packet = frame.clone().padding(0).bytes();
-        packet.drain(..EthernetHeader::LEN);
+        self.around_packet(frame, &frame.bytes())
+    }
+
+    /// As [`Self::around`], of a frame's bytes: a fragment of `frame`'s.
+    pub fn around_packet(&self, frame: &Frame, bytes: &[u8]) -> Vec<u8> {
+        let packet = &bytes[frame.l3()..bytes.len() - frame.padding];
         let mut outer = match self.ports {
             Some((from, to)) => Frame::udp(
                 SocketAddr::new(self.from, from),
@@ -51,11 +53,12 @@ impl Outer {
         outer = outer
             .macs(frame.source, frame.destination)
             .ttl(64)
-            .payload(&packet)
+            .payload(packet)
             .padding(frame.padding);
         outer.tos = self.tos;
+        outer.vlans.clone_from(&frame.vlans);
         let mut bytes = outer.bytes();
-        let header = &mut bytes[EthernetHeader::LEN..];
+        let header = &mut bytes[frame.l3()..];
         if self.from.is_ipv4() {
             header[4..8].copy_from_slice(&[0, 0, 0x40, 0]);
             header[10..12].fill(0);
@@ -70,10 +73,9 @@ impl Outer {
     }
 }
 
-/// The frame inside a frame of IPIP or of GUE to this port, with the Ethernet addresses and the
-/// padding of the outer one; none if it is no such frame, or if an outer checksum is wrong.
+/// The frame inside a frame of IPIP or of GUE to this port, with the Ethernet addresses, the VLAN
+/// tags and the padding of the outer one; none if it is no such frame, or if an outer checksum is wrong.
 pub fn inner(frame: &[u8], gue_port: u16) -> Option<Vec<u8>> {
-    let (ethernet, _) = EthernetHeader::read_from_prefix(frame).ok()?;
     let outer = cut(frame)?;
     if outer.fragment != (0, false) || checksums(frame).ip == Some(false) {
         return None;
@@ -93,11 +95,8 @@ pub fn inner(frame: &[u8], gue_port: u16) -> Option<Vec<u8>> {
         (6, ip::IPV6 | ip::UDP) => eth::IPV6,
         _ => return None,
     };
-    let header = EthernetHeader {
-        ether_type,
-        ..ethernet
-    };
-    let mut bytes = header.as_bytes().to_vec();
+    let mut bytes = frame[..l3(frame)? - 2].to_vec();
+    bytes.extend(ether_type);
     bytes.extend(packet);
     bytes.extend(&frame[frame.len() - outer.padding..]);
     Some(bytes)

@@ -75,9 +75,15 @@ impl Walk {
         } = ethernet;
         self.field("destination MAC", &destination, mac(Mac(destination)));
         self.field("source MAC", &source, mac(Mac(source)));
+        let mut tags = 0;
         while let (true, [a, b, c, d, ..]) = (TAGS.contains(&ether_type), rest) {
             let id = u16::from_be_bytes([*a, *b]) & 0x0fff;
-            self.field("VLAN", &[*a, *b], id.to_string());
+            tags += 1;
+            let name = match tags {
+                1 => "VLAN".to_owned(),
+                more => format!("VLAN {more}"),
+            };
+            self.field(&name, &[*a, *b], id.to_string());
             ether_type = [*c, *d];
             rest = &rest[4..];
         }

@@ -201,3 +201,45 @@ fn without_a_backend_packets_are_dropped_and_counted() -> Result<()> {
     scene.conversation()?.ask("who")?;
     Ok(())
 }
+
+#[test]
+fn flushed_flows_choose_anew_and_others_stay() -> Result<()> {
+    let scene = Scene::build(Mode::Nat, Two, V4, &[1, 1])?;
+    let agent = &scene.agent;
+    let mut standing = stand(&scene, 12)?;
+    // A drained backend keeps its connections; without their entries they choose the other one,
+    // which does not know them.
+    scene.change("set", 0, "--state draining")?;
+    keep_their_servers(&mut standing)?;
+    let of = |index: usize| -> Result<u64> {
+        let flows = agent.flows()?;
+        Ok(flows
+            .iter()
+            .filter(|flow| flow.backend == scene.backend(index))
+            .count() as u64)
+    };
+    let (drained, other) = (of(0)?, of(1)?);
+    assert!(drained > 0 && other > 0, "{drained} and {other} flows");
+
+    let line = agent.refused("flows --flush")?;
+    assert!(
+        line.contains("name a service, a backend or a client"),
+        "{line}"
+    );
+    let line = agent.refused("flows --flush --client 192.0.2.1 --service nowhere")?;
+    assert!(line.contains("nowhere"), "{line}");
+    assert_eq!((of(0)?, of(1)?), (drained, other));
+
+    let done = agent.json(&format!("flows --flush --backend {}", scene.backend(0)))?;
+    assert_eq!(done["flows"].as_u64(), Some(drained), "{done}");
+    assert_eq!((of(0)?, of(1)?), (0, other));
+    for (conversation, server) in &mut standing {
+        let again = conversation.ask("still there?");
+        if index_of(server) == 0 {
+            assert!(again.is_err(), "{again:?}");
+        } else {
+            assert_eq!(again?.server, *server);
+        }
+    }
+    Ok(())
+}

@@ -201,6 +201,7 @@ impl Agent {
             Request::Status(reply) => drop(reply.send(self.status().await)),
             Request::Stats(reply) => drop(reply.send(self.stats().await)),
             Request::Flows(filter, reply) => self.list_flows(filter, reply),
+            Request::Flush(filter, reply) => self.flush_flows(filter, reply),
             Request::FlowSummary(reply) => self.count_flows(reply),
             Request::Recipe(filter, reply) => drop(reply.send(self.recipes(&filter).await)),
             Request::Config(reply) => drop(reply.send(Ok(self.state.config.clone()))),

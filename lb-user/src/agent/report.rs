@@ -17,8 +17,8 @@ use nix::time::{ClockId, clock_gettime};
 use super::Agent;
 use crate::{
     api::{
-        Backend, Count, Event, Flow, FlowCount, FlowFilter, FlowSummary, Interface, Service, Stats,
-        Status, server::Reply,
+        Backend, Count, Event, Flow, FlowCount, FlowFilter, FlowSummary, Flushed, Interface,
+        Service, Stats, Status, server::Reply,
     },
     config,
     kernel::{FlowEntry, FlowTables, Table, clock},
@@ -182,6 +182,27 @@ impl Agent {
         });
     }
 
+    /// Deletes flows on another thread.
+    pub(super) fn flush_flows(&self, filter: FlowFilter, reply: Reply<Flushed>) {
+        let checked = self.names().checked(filter);
+        self.read_flows(reply, move |tables| {
+            let filter = checked?;
+            ensure!(
+                filter.names_something(),
+                "all flows would be flushed: name a service, a backend or a client"
+            );
+            let mut chosen = Vec::new();
+            tables.each(|entry| {
+                if filter.lets_through(&entry) {
+                    chosen.push((entry.table, entry.key));
+                }
+                ControlFlow::Continue(())
+            })?;
+            let flows = tables.delete(&chosen)?;
+            Ok(Flushed { flows })
+        });
+    }
+
     /// Counts flows on another thread.
     pub(super) fn count_flows(&self, reply: Reply<FlowSummary>) {
         let names = self.names();
@@ -276,6 +297,11 @@ struct Filter {
 }
 
 impl Filter {
+    /// Whether it keeps anything back besides what is beyond the limit.
+    fn names_something(&self) -> bool {
+        self.service.is_some() || self.backends.is_some() || self.client.is_some()
+    }
+
     fn lets_through(&self, entry: &FlowEntry) -> bool {
         let Self {
             service,

@@ -19,8 +19,8 @@ use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
 use super::{
-    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, RecipeFilter, Refusal,
-    Stats, Status,
+    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, Flushed, RecipeFilter,
+    Refusal, Stats, Status,
 };
 use crate::{config::RawConfig, instance::Instance, recipe::Recipe};
 
@@ -110,6 +110,15 @@ impl Client {
             .filter_map(|(key, value)| Some(format!("{key}={}", encoded(&value?))))
             .collect();
         self.read(&format!("/v1/flows?{}", query.join("&"))).await
+    }
+
+    /// Forgets the flows that `filter` lets through.
+    ///
+    /// # Errors
+    ///
+    /// As [`Client::status`].
+    pub async fn flush(&self, filter: &FlowFilter) -> Result<Flushed> {
+        self.write("/v1/flows/flush", filter).await
     }
 
     /// How many flows there are.

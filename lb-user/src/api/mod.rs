@@ -8,6 +8,7 @@
 //! | `GET /v1/stats` | [`Stats`] |
 //! | `GET /v1/flows?service=&backend=&client=&limit=` | list of [`Flow`] |
 //! | `GET /v1/flows/summary` | [`FlowSummary`] |
+//! | `POST /v1/flows/flush` a [`FlowFilter`] that names something | [`Flushed`] |
 //! | `GET /v1/recipe?service=&backend=` | list of [`Recipe`](crate::recipe::Recipe) |
 //! | `GET /v1/config` | [`RawConfig`](crate::config::RawConfig) |
 //! | `GET /v1/events?follow=true` | a [`Event`] in each line |
@@ -221,7 +222,7 @@ pub struct Flow {
     pub confirmed: bool,
 }
 
-/// Which flows to list.
+/// Which flows to list, or to flush.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowFilter {
     /// Of this service.
@@ -232,6 +233,13 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     /// No more than so many.
     pub limit: Option<usize>,
+}
+
+/// What flushing has done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flushed {
+    /// How many flows were forgotten.
+    pub flows: u64,
 }
 
 /// Whose recipes to tell.

@@ -17,8 +17,8 @@ use tokio::{
 };
 
 use super::{
-    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, RecipeFilter, Refusal,
-    Stats, Status,
+    Detach, Detached, Edited, Edits, Event, Flow, FlowFilter, FlowSummary, Flushed, RecipeFilter,
+    Refusal, Stats, Status,
 };
 use crate::{config::RawConfig, recipe::Recipe};
 
@@ -34,6 +34,8 @@ pub enum Request {
     Stats(Reply<Stats>),
     /// Some of the flows.
     Flows(FlowFilter, Reply<Vec<Flow>>),
+    /// Forgets some of the flows.
+    Flush(FlowFilter, Reply<Flushed>),
     /// How many flows there are.
     FlowSummary(Reply<FlowSummary>),
     /// What backends need.
@@ -68,6 +70,7 @@ pub async fn serve(listener: UnixListener, agent: mpsc::Sender<Request>) -> std:
         .route("/v1/stats", get(stats))
         .route("/v1/flows", get(flows))
         .route("/v1/flows/summary", get(flow_summary))
+        .route("/v1/flows/flush", post(flush))
         .route("/v1/recipe", get(recipe))
         .route("/v1/config", get(config))
         .route("/v1/events", get(events))
@@ -90,6 +93,13 @@ async fn stats(State(agent): Agent) -> Response {
 
 async fn flows(State(agent): Agent, Query(filter): Query<FlowFilter>) -> Response {
     answer(ask(&agent, |reply| Request::Flows(filter, reply)).await)
+}
+
+async fn flush(State(agent): Agent, body: Result<Json<FlowFilter>, JsonRejection>) -> Response {
+    match body {
+        Ok(Json(filter)) => answer(ask(&agent, |reply| Request::Flush(filter, reply)).await),
+        Err(error) => refusal(StatusCode::BAD_REQUEST, error.body_text()),
+    }
 }
 
 async fn flow_summary(State(agent): Agent) -> Response {

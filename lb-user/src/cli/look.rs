@@ -24,6 +24,9 @@ pub struct Flows {
     /// No more than so many
     #[arg(long, default_value = "1000", value_name = "N")]
     pub limit: usize,
+    /// Forget them instead: the next packet of each chooses a backend anew
+    #[arg(long, conflicts_with_all = ["limit", "summary"])]
+    pub flush: bool,
     /// Count flows by service and backend
     #[arg(long, conflicts_with_all = ["service", "backend", "client", "limit"])]
     pub summary: bool,

@@ -130,11 +130,12 @@ pub enum Command {
         #[arg(long, default_value = "1s", requires = "watch", value_name = "TIME")]
         interval: Span,
     },
-    /// List flows: which client is with which backend
+    /// List flows, which client is with which backend; or forget some
     #[command(after_help = "Examples:
   lb-user flows --service web --limit 20
   lb-user flows --client 198.51.100.7
-  lb-user flows --summary")]
+  lb-user flows --summary
+  sudo lb-user flows --flush --service web --backend 10.0.1.5")]
     Flows(Flows),
     /// List the reasons for which packets pass, are forwarded or dropped, with their counts
     #[command(after_help = "Examples:

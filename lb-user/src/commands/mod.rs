@@ -179,6 +179,7 @@ async fn flows(client: &Client, form: Form, options: Flows) -> Result<()> {
         backend,
         client: address,
         limit,
+        flush,
         summary,
     } = options;
     if summary {
@@ -190,6 +191,15 @@ async fn flows(client: &Client, form: Form, options: Flows) -> Result<()> {
         client: address,
         limit: Some(limit),
     };
+    if flush {
+        let filter = FlowFilter {
+            limit: None,
+            ..filter
+        };
+        return show(form, &client.flush(&filter).await?, |flushed| {
+            format!("forgot {} flows\n", flushed.flows)
+        });
+    }
     let flows = client.flows(&filter).await?;
     show(form, &flows, |flows| output::flows(flows))?;
     if flows.len() == limit {

@@ -51,6 +51,7 @@ pub struct FlowEntry {
 pub struct FlowTables {
     confirmed: RawMap,
     new: RawMap,
+    pins: Pins,
 }
 
 impl FlowTables {
@@ -74,6 +75,28 @@ impl FlowTables {
         }
         Ok(())
     }
+
+    /// Deletes flows: their next packet chooses a backend anew. Returns how many there were; those
+    /// that have gone meanwhile do not matter.
+    ///
+    /// # Errors
+    ///
+    /// When a table cannot be written.
+    pub fn delete(&self, flows: &[(Table, FlowKey)]) -> Result<u64> {
+        let mut deleted = 0;
+        for (table, name) in [(Table::Confirmed, "flows"), (Table::New, "new_flows")] {
+            let map = aya::maps::MapData::from_pin(self.pins.map(name))?;
+            let mut map: aya::maps::HashMap<_, FlowKey, Flow> =
+                aya::maps::Map::LruHashMap(map).try_into()?;
+            for (_, key) in flows.iter().filter(|(of, _)| *of == table) {
+                match map.remove(key) {
+                    Ok(()) => deleted += 1,
+                    absent => gone(absent).context("cannot delete a flow")?,
+                }
+            }
+        }
+        Ok(deleted)
+    }
 }
 
 impl Kernel {
@@ -91,24 +114,8 @@ impl Kernel {
         Ok(FlowTables {
             confirmed: open("flows")?,
             new: open("new_flows")?,
+            pins: self.pins.clone(),
         })
-    }
-
-    /// Deletes flows: their next packet chooses a backend anew. Those that are gone already do not
-    /// matter.
-    ///
-    /// # Errors
-    ///
-    /// When a table cannot be written.
-    pub fn delete_flows(&mut self, flows: &[(Table, FlowKey)]) -> Result<()> {
-        for (table, key) in flows {
-            let map = match table {
-                Table::Confirmed => &mut self.maps.flows,
-                Table::New => &mut self.maps.new_flows,
-            };
-            gone(map.remove(key)).context("cannot delete a flow")?;
-        }
-        Ok(())
     }
 }
 

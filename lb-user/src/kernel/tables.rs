@@ -8,8 +8,8 @@ use aya::{
     maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuHashMap},
 };
 use lb_common::abi::{
-    Address, Backend, BackendId, Endpoint, EndpointKey, Flow, FlowKey, InterfaceCounters, Mode,
-    Service, ServiceId, Settings, Traffic,
+    Address, Backend, BackendId, Endpoint, EndpointKey, InterfaceCounters, Mode, Service,
+    ServiceId, Settings, Traffic,
 };
 use zerocopy::{FromBytes, IntoBytes as _};
 
@@ -29,8 +29,6 @@ pub(super) struct Maps {
     pub(super) slots_raw: RawMap,
     pub(super) locals: HashMap<MapData, Address, u32>,
     pub(super) settings: Array<MapData, Settings>,
-    pub(super) flows: HashMap<MapData, FlowKey, Flow>,
-    pub(super) new_flows: HashMap<MapData, FlowKey, Flow>,
     pub(super) rotations: PerCpuArray<MapData, u64>,
     pub(super) if_counters: PerCpuHashMap<MapData, u32, InterfaceCounters>,
     /// The same map as `if_counters`, to delete from.
@@ -58,8 +56,6 @@ impl Maps {
             slots_raw,
             locals: map(ebpf, "locals")?.try_into().context("locals")?,
             settings: map(ebpf, "settings")?.try_into().context("settings")?,
-            flows: map(ebpf, "flows")?.try_into().context("flows")?,
-            new_flows: map(ebpf, "new_flows")?.try_into().context("new_flows")?,
             rotations: map(ebpf, "rotations")?.try_into().context("rotations")?,
             if_counters: Map::PerCpuHashMap(if_counters)
                 .try_into()

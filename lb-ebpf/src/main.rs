@@ -5,6 +5,9 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 mod emit;
+mod fib;
+#[cfg(target_arch = "bpf")]
+mod object;
 mod packet;
 mod tables;
 
@@ -101,22 +104,6 @@ fn is_rare(reason: Reason) -> bool {
             | Reason::NoHeadroom
     )
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lends some helpers only to programs under a licence that includes the GPL.
-#[cfg(target_arch = "bpf")]
-#[expect(
-    unsafe_code,
-    reason = "the kernel looks for this section, which holds nothing else"
-)]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

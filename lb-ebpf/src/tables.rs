@@ -30,6 +30,8 @@ use lb_common::{
     },
 };
 
+use crate::fib::{AF_INET, AF_INET6, words};
+
 /// What an address, port and protocol mean. Written by the agent.
 #[btf_map(name = "endpoints")]
 static ENDPOINTS: HashMap<EndpointKey, Endpoint, { limits::ENDPOINTS as usize }> = HashMap::new();
@@ -176,10 +178,6 @@ pub(crate) fn go_on_to_later(ctx: &XdpContext) {
     unsafe { PROGRAMS.tail_call(ctx, LATER) }
 }
 
-/// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
-
 impl Tables for BpfTables {
     #[inline(always)]
     fn endpoint(&self, key: &EndpointKey) -> Option<&Endpoint> {
@@ -285,17 +283,6 @@ fn ask(
             query.__bindgen_anon_4.ipv6_dst = words(destination);
         }
     }
-}
-
-#[inline(always)]
-fn words(address: &Address) -> [u32; 4] {
-    let a = &address.0;
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
 }
 
 impl Flows for BpfTables {

@@ -12,6 +12,9 @@
 
 #[path = "../bench/flow.rs"]
 mod flow;
+#[cfg(target_arch = "bpf")]
+#[path = "../object.rs"]
+mod object;
 #[path = "../packet.rs"]
 mod packet;
 
@@ -329,18 +332,6 @@ fn is_expected(packet: &XdpPacket) -> bool {
     };
     ethernet.ether_type == eth::IPV4 && ip.destination[..3] == expected[..3]
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lends some helpers only to programs under a licence that includes the GPL.
-#[cfg(target_arch = "bpf")]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -5,6 +5,11 @@
 
 #[path = "../emit.rs"]
 mod emit;
+#[path = "../fib.rs"]
+mod fib;
+#[cfg(target_arch = "bpf")]
+#[path = "../object.rs"]
+mod object;
 #[path = "../packet.rs"]
 mod packet;
 #[path = "../decap/tables.rs"]
@@ -23,22 +28,6 @@ fn lb_decap(ctx: XdpContext) -> u32 {
     let (verdict, _) = decap::process(&mut packet, &mut receiver);
     emit::action(verdict)
 }
-
-#[cfg(target_arch = "bpf")]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-/// The kernel lends some helpers only to programs under a licence that includes the GPL.
-#[cfg(target_arch = "bpf")]
-#[expect(
-    unsafe_code,
-    reason = "the kernel looks for this section, which holds nothing else"
-)]
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

@@ -26,6 +26,8 @@ use lb_common::{
     decap::Receiver,
 };
 
+use crate::fib::{AF_INET, AF_INET6, words};
+
 /// Where tunnels are taken from: networks, and 4 or 6, the IP version of their addresses. So ::/0
 /// does not stand for IPv4 addresses, which lie inside it. Written by `lb-user decap attach`.
 #[btf_map(name = "sources")]
@@ -55,10 +57,6 @@ impl BpfReceiver {
         Self { ctx }
     }
 }
-
-/// Address families of `bpf_fib_lookup` (Linux `include/linux/socket.h`).
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 impl Receiver for BpfReceiver {
     #[inline(always)]
@@ -140,17 +138,6 @@ fn ask(query: &mut FibLookup, family: Family, destination: &Address, ifindex: u3
             query.__bindgen_anon_4.ipv6_dst = words(destination);
         }
     }
-}
-
-#[inline(always)]
-fn words(address: &Address) -> [u32; 4] {
-    let a = &address.0;
-    [
-        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
-        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
-        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
-        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
-    ]
 }
 
 /// `value`, of which the compiler no longer knows where it came from: it would drop the bound that

@@ -3,9 +3,9 @@
 
 use anyhow::{Context, Result};
 use aya::{
-    Ebpf, EbpfLoader, TestRunOptions,
+    Ebpf, EbpfLoader,
     maps::{Array, LpmTrie, Map, MapData, PerCpuArray, lpm_trie::Key},
-    programs::{TestRun as _, Xdp},
+    programs::Xdp,
 };
 use lb_common::{
     abi::{
@@ -16,12 +16,8 @@ use lb_common::{
     host::decap::HostReceiver,
 };
 use lb_user::objects;
-use zerocopy::IntoBytes as _;
 
 use crate::kernel::Ran;
-
-/// Longest frame that comes out.
-const LONGEST: usize = 4096;
 
 /// The loaded program and its counters.
 pub struct Decap {
@@ -81,22 +77,7 @@ impl Decap {
     ///
     /// If the kernel does not take the frame (it must have an Ethernet header and fit a page).
     pub fn run(&mut self, ifindex: u32, frame: &[u8]) -> Result<Ran> {
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0];
-        let mut out = vec![0; LONGEST];
-        let result = program(&mut self.ebpf)?
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(context.as_bytes()),
-                ..TestRunOptions::new()
-            })
-            .with_context(|| format!("cannot run a frame of {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Ran {
-            action: result.return_value,
-            frame: out,
-        })
+        Ran::of(program(&mut self.ebpf)?, ifindex, frame)
     }
 
     /// What came in.

@@ -160,6 +160,28 @@ pub struct Ran {
     pub frame: Vec<u8>,
 }
 
+impl Ran {
+    /// Runs a program on a frame that came in on an interface.
+    pub(crate) fn of(program: &mut Xdp, ifindex: u32, frame: &[u8]) -> Result<Self> {
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
+        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0];
+        let mut out = vec![0; LONGEST];
+        let result = program
+            .test_run(TestRunOptions {
+                data_in: Some(frame),
+                data_out: Some(&mut out),
+                ctx_in: Some(context.as_bytes()),
+                ..TestRunOptions::new()
+            })
+            .with_context(|| format!("cannot run a frame of {} bytes", frame.len()))?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Self {
+            action: result.return_value,
+            frame: out,
+        })
+    }
+}
+
 /// The loaded program and its maps.
 pub struct Kernel {
     ebpf: Ebpf,
@@ -324,22 +346,7 @@ impl Kernel {
     ///
     /// If the kernel does not take the frame (it must have an Ethernet header and fit a page).
     pub fn run(&mut self, ifindex: u32, frame: &[u8]) -> Result<Ran> {
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex
-        let context = [0, u32::try_from(frame.len())?, 0, ifindex, 0, 0];
-        let mut out = vec![0; LONGEST];
-        let result = program(&mut self.ebpf)?
-            .test_run(TestRunOptions {
-                data_in: Some(frame),
-                data_out: Some(&mut out),
-                ctx_in: Some(context.as_bytes()),
-                ..TestRunOptions::new()
-            })
-            .with_context(|| format!("cannot run a frame of {} bytes", frame.len()))?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Ran {
-            action: result.return_value,
-            frame: out,
-        })
+        Ran::of(program(&mut self.ebpf)?, ifindex, frame)
     }
 
     /// What came in on an interface.
